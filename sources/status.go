@@ -1,0 +1,128 @@
+package sources
+
+import (
+	"sync"
+	"time"
+)
+
+// State is what a source says of itself in /health and in the log.
+type State string
+
+// The states of a source. Only Connected and Degraded mean that data can flow;
+// a source that is connected but has delivered nothing within its watchdog is
+// Stalled, never Connected.
+const (
+	Disabled     State = "disabled"
+	Starting     State = "starting"
+	Connecting   State = "connecting"
+	Connected    State = "connected"
+	Degraded     State = "degraded" // connected; some points are bad or silent
+	Stalled      State = "stalled"  // connected, but nothing arrives
+	Reconnecting State = "reconnecting"
+	AuthFailed   State = "auth_failed" // the peer refuses our credentials or certificate
+	Failed       State = "failed"      // the configuration cannot work as it is
+	Stopped      State = "stopped"
+)
+
+// Status is the place where one source reports: its state, in words that say
+// what to do next, and its counters. Any goroutine may call any method. The
+// source writes it; the host reads it for /health, /metrics and the status
+// command.
+type Status struct {
+	name, protocol string
+
+	mu       sync.Mutex
+	state    State
+	detail   string
+	since    time.Time
+	last     time.Time
+	records  uint64
+	bytes    uint64
+	failed   map[string]uint64
+	counters map[string]float64
+}
+
+// NewStatus makes the Status of the source called name in the configuration.
+func NewStatus(name, protocol string) *Status {
+	return &Status{name: name, protocol: protocol, state: Starting, since: time.Now(),
+		failed: map[string]uint64{}, counters: map[string]float64{}}
+}
+
+// Set changes the state. detail is one line for a person: the reason and what
+// to do; "" when there is nothing to say. It reports whether anything changed,
+// so that the caller logs changes only.
+func (s *Status) Set(state State, detail string) (changed bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.state == state && s.detail == detail {
+		return false
+	}
+	if s.state != state {
+		s.since = time.Now()
+	}
+	s.state, s.detail = state, detail
+	return true
+}
+
+// Read counts records that arrived, and the bytes that carried them.
+func (s *Status) Read(records, bytes int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.records += uint64(records)
+	s.bytes += uint64(bytes)
+	s.last = time.Now()
+}
+
+// Fail counts records that the source itself could not turn into records or
+// had to drop, by a short reason (decode_error, buffer_full, …).
+func (s *Status) Fail(reason string, records int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.failed[reason] += uint64(records)
+}
+
+// Add adds n to a protocol's own metric, named as it appears on /metrics
+// (mqtt_redelivered_total, modbus_polls_total, …). The names are constants of
+// the protocol package: bounded in number.
+func (s *Status) Add(metric string, n float64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.counters[metric] += n
+}
+
+// Gauge sets a protocol's own metric to v.
+func (s *Status) Gauge(metric string, v float64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.counters[metric] = v
+}
+
+// Snapshot is a copy of a Status at one time.
+type Snapshot struct {
+	Name     string             `json:"name"`
+	Protocol string             `json:"protocol"`
+	State    State              `json:"state"`
+	Detail   string             `json:"detail,omitempty"`
+	Since    time.Time          `json:"since"`
+	LastRead time.Time          `json:"last_read"` // zero: never
+	Records  uint64             `json:"records"`   // since the process started
+	Bytes    uint64             `json:"bytes"`
+	Failed   map[string]uint64  `json:"failed,omitempty"`
+	Counters map[string]float64 `json:"counters,omitempty"`
+}
+
+// Snapshot returns a copy that the caller owns.
+func (s *Status) Snapshot() Snapshot {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := Snapshot{Name: s.name, Protocol: s.protocol, State: s.state, Detail: s.detail, Since: s.since,
+		LastRead: s.last, Records: s.records, Bytes: s.bytes,
+		Failed: make(map[string]uint64, len(s.failed)), Counters: make(map[string]float64, len(s.counters))}
+	for k, v := range s.failed {
+		out.Failed[k] = v
+	}
+	for k, v := range s.counters {
+		out.Counters[k] = v
+	}
+	return out
+}
