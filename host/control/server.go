@@ -1,0 +1,222 @@
+package control
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+)
+
+// Listen opens the socket at path, for its owner only. A socket that a crash
+// left behind is replaced; one that somebody answers on is an error with code
+// Busy, and a file that is no socket is left alone.
+func Listen(path string) (net.Listener, error) {
+	info, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return nil, fmt.Errorf("look for control socket: %w", err)
+	case info.Mode().Type() != fs.ModeSocket:
+		return nil, Errorf(Invalid, "open control socket: %s exists and is not a socket; set control.socket to another path", path)
+	default:
+		if conn, err := net.DialTimeout("unix", path, time.Second); err == nil {
+			conn.Close()
+			return nil, Errorf(Busy, "open control socket: another edgehost listens on %s; stop it, or give this one its own state_dir", path)
+		}
+		if err := os.Remove(path); err != nil {
+			return nil, fmt.Errorf("remove stale control socket: %w", err)
+		}
+	}
+	return listenPrivate(path)
+}
+
+// maxSocketPath is what sun_path holds on the narrowest system (104 bytes with
+// its NUL) less the name of the private directory.
+const maxSocketPath = 103 - len("/.c-0123456789/s")
+
+// listenPrivate makes the socket in a directory that nobody else can enter and
+// then moves it, so that it is never open to others, not even for a moment.
+func listenPrivate(path string) (net.Listener, error) {
+	if len(path) > maxSocketPath {
+		return nil, Errorf(Invalid, "open control socket: %s has %d bytes, a socket's path at most %d; set control.socket to a shorter one",
+			path, len(path), maxSocketPath)
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, fmt.Errorf("make directory of control socket: %w", err)
+	}
+	private, err := os.MkdirTemp(filepath.Dir(path), ".c-") // 0700
+	if err != nil {
+		return nil, fmt.Errorf("open control socket: %w", err)
+	}
+	defer os.RemoveAll(private)
+	tmp := filepath.Join(private, "s")
+	l, err := net.Listen("unix", tmp)
+	if err != nil {
+		return nil, fmt.Errorf("open control socket: %w", err)
+	}
+	l.(*net.UnixListener).SetUnlinkOnClose(false)
+	if err := errors.Join(os.Chmod(tmp, 0o600), os.Rename(tmp, path)); err != nil {
+		l.Close()
+		return nil, fmt.Errorf("open control socket: %w", err)
+	}
+	return listener{l, path}, nil
+}
+
+// listener removes its socket when it is closed.
+type listener struct {
+	net.Listener
+	path string
+}
+
+func (l listener) Close() error {
+	return errors.Join(os.Remove(l.path), l.Listener.Close())
+}
+
+// Serve answers on l until ctx ends, then lets requests under way finish for up
+// to five seconds. It closes l.
+func Serve(ctx context.Context, l net.Listener, backend Backend, log *slog.Logger) error {
+	requests, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	server := &http.Server{
+		Handler:           Handler(backend),
+		ReadHeaderTimeout: 10 * time.Second,
+		BaseContext:       func(net.Listener) context.Context { return requests },
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- server.Serve(l) }()
+	select {
+	case err := <-ended:
+		return fmt.Errorf("serve control socket: %w", err)
+	case <-ctx.Done():
+	}
+	grace, stop := context.WithTimeout(requests, 5*time.Second)
+	defer stop()
+	err := server.Shutdown(grace)
+	if err != nil {
+		cancel()
+		err = server.Close()
+	}
+	<-ended
+	return err
+}
+
+// Handler is the API without its socket.
+func Handler(backend Backend) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/status", answer(func(r *http.Request) (any, error) {
+		return backend.Status(r.Context())
+	}))
+	mux.HandleFunc("GET /v1/modules", answer(func(r *http.Request) (any, error) {
+		return backend.Modules(r.Context())
+	}))
+	mux.HandleFunc("POST /v1/modules/{name}", answer(func(r *http.Request) (any, error) {
+		return push(r, backend)
+	}))
+	mux.HandleFunc("POST /v1/modules/{name}/rollback", answer(func(r *http.Request) (any, error) {
+		return backend.RollbackModule(r.Context(), r.PathValue("name"))
+	}))
+	mux.HandleFunc("POST /v1/replay", answer(func(r *http.Request) (any, error) {
+		return call(r, backend.Replay)
+	}))
+	mux.HandleFunc("POST /v1/dead-letters/list", answer(func(r *http.Request) (any, error) {
+		return call(r, backend.DeadLetters)
+	}))
+	mux.HandleFunc("GET /v1/dead-letters/{id}", answer(func(r *http.Request) (any, error) {
+		return backend.DeadLetter(r.Context(), r.PathValue("id"))
+	}))
+	mux.HandleFunc("POST /v1/dead-letters/replay", answer(func(r *http.Request) (any, error) {
+		n, err := call(r, backend.ReplayDeadLetters)
+		return count{n}, err
+	}))
+	mux.HandleFunc("POST /v1/dead-letters/purge", answer(func(r *http.Request) (any, error) {
+		n, err := call(r, backend.PurgeDeadLetters)
+		return count{n}, err
+	}))
+	mux.HandleFunc("POST /v1/destinations/{name}/reset", answer(func(r *http.Request) (any, error) {
+		return struct{}{}, backend.ResetBreaker(r.Context(), r.PathValue("name"))
+	}))
+	mux.HandleFunc("/", answer(func(r *http.Request) (any, error) {
+		return nil, Errorf(NotFound, "no such request: %s %s; client and host are of different versions", r.Method, r.URL.Path)
+	}))
+	return mux
+}
+
+// count is the answer to requests that change a number of things.
+type count struct {
+	Count int `json:"count"`
+}
+
+// call decodes the body into the argument of f. A key that this version does
+// not know is an error: doing less than was asked would be worse.
+func call[A, R any](r *http.Request, f func(context.Context, A) (R, error)) (out R, err error) {
+	var in A
+	d := json.NewDecoder(io.LimitReader(r.Body, 1<<20))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&in); err != nil {
+		return out, Errorf(Invalid, "decode request: %w", err)
+	}
+	return f(r.Context(), in)
+}
+
+func push(r *http.Request, backend Backend) (Module, error) {
+	activate, err := strconv.ParseBool(r.URL.Query().Get("activate"))
+	if err != nil {
+		return Module{}, Errorf(Invalid, "push module: activate: %w", err)
+	}
+	wasm, err := io.ReadAll(io.LimitReader(r.Body, MaxModule+1))
+	if err != nil {
+		return Module{}, Errorf(Invalid, "receive module: %w", err)
+	}
+	if len(wasm) > MaxModule {
+		return Module{}, errTooLarge()
+	}
+	return backend.PushModule(r.Context(), PushRequest{Name: r.PathValue("name"), Wasm: wasm, Activate: activate})
+}
+
+func errTooLarge() error {
+	return Errorf(Refused, "the module is larger than %d MiB; build it without debug information", MaxModule>>20)
+}
+
+// statusOf is the HTTP status of a code, for those who use curl.
+var statusOf = map[Code]int{
+	Invalid:  http.StatusBadRequest,
+	NotFound: http.StatusNotFound,
+	Refused:  http.StatusUnprocessableEntity,
+	Busy:     http.StatusConflict,
+	Stopping: http.StatusServiceUnavailable,
+	Internal: http.StatusInternalServerError,
+}
+
+// answer makes a handler of f: its result as JSON, or its error as an Error.
+func answer(f func(*http.Request) (any, error)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		result, err := f(r)
+		status := http.StatusOK
+		if err != nil {
+			code := CodeOf(err)
+			if status = statusOf[code]; status == 0 {
+				code, status = Internal, http.StatusInternalServerError
+			}
+			result = Error{Code: code, Message: err.Error()}
+		}
+		body, err := json.Marshal(result)
+		if err != nil {
+			status = http.StatusInternalServerError
+			body = fmt.Appendf(nil, `{"code":%q,"message":"encode answer: %T"}`, Internal, err)
+		}
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(status)
+		// A client that went away has no use for an error.
+		_, _ = w.Write(append(body, '\n'))
+	}
+}
