@@ -38,6 +38,8 @@ type effect struct {
 	source string
 	resume []byte
 
+	replayed map[string]uint64 // records delivered again, by destination
+
 	done func(error) // nil: nobody waits
 }
 
@@ -230,6 +232,12 @@ func (c *committer) writeBook(owner spool.Owner, group []*effect, used map[*spoo
 		if e.heldHead != 0 {
 			next.HeldHead = e.heldHead
 			heldRecords += e.heldRecords
+		}
+		for name, n := range e.replayed {
+			if next.Replayed == nil {
+				next.Replayed = map[string]uint64{}
+			}
+			next.Replayed[name] += n
 		}
 		if e.resume != nil {
 			resume[e.source] = e.resume

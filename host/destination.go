@@ -49,7 +49,7 @@ type sent struct {
 
 func newDestination(h *Host, cfg DestinationConfig, q *spool.Queue) *destination {
 	log := h.log.With("component", "destination", "destination", cfg.Name)
-	return &destination{cfg: cfg, h: h, log: log, queue: q, sink: sinks.Guard(cfg.Sink, cfg.Breaker, log),
+	return &destination{cfg: cfg, h: h, log: log, queue: q, sink: sinks.Guard(cfg.NewSink(), cfg.Breaker, cfg.Reconnect, log),
 		latency: control.Histogram{Bounds: latencyBounds, Counts: make([]uint64, len(latencyBounds))}}
 }
 
@@ -76,10 +76,7 @@ func (d *destination) session(ctx context.Context, st sinks.Stream) {
 	wg.Go(func() {
 		defer cancel()
 		for a := range st.Acks() {
-			if err := d.settle(ctx, a); err != nil {
-				d.log.Error("acknowledged records cannot be settled; they will be sent again", "error", err)
-				return
-			}
+			d.settleAck(sendCtx, a)
 		}
 	})
 	err := d.send(sendCtx, st)
@@ -156,14 +153,16 @@ func (d *destination) more(ctx context.Context, r *spool.Reader, begun bool, due
 	f, err := r.Next(ctx)
 	var damaged *spool.DamagedFrame
 	if errors.As(err, &damaged) {
-		return nil, d.pass(damaged.Base, damaged.Count, damaged.Err)
+		d.pass(ctx, damaged.Base, damaged.Count, damaged.Err)
+		return nil, nil
 	}
 	if err != nil {
 		return nil, err
 	}
 	recs, err := decodeFrame(f.Payload, f.Base, f.Count)
 	if err != nil {
-		return nil, d.pass(f.Base, uint64(f.Count), err)
+		d.pass(ctx, f.Base, uint64(f.Count), err)
+		return nil, nil
 	}
 	return recs, nil
 }
@@ -194,35 +193,40 @@ func (d *destination) push(ctx context.Context, st sinks.Stream, batch []sinks.R
 }
 
 // pass steps over a frame that does not open, in its turn.
-func (d *destination) pass(base, count uint64, err error) error {
+func (d *destination) pass(ctx context.Context, base, count uint64, err error) {
 	d.mu.Lock()
 	d.flight = append(d.flight, sent{first: base, end: base + count, damaged: err})
 	alone := len(d.flight) == 1
 	d.mu.Unlock()
 	if alone {
-		return d.settle(context.Background(), sinks.Ack{Seq: base - 1})
+		d.settleAck(ctx, sinks.Ack{Seq: base + count - 1})
 	}
-	return nil
+}
+
+// settleAck settles until it succeeds: what was acknowledged must not be sent
+// again because the dead-letter queue is full. Meanwhile the window fills and
+// the destination is held.
+func (d *destination) settleAck(ctx context.Context, a sinks.Ack) {
+	for delay := 100 * time.Millisecond; ; delay = min(2*delay, 10*time.Second) {
+		err := d.settle(ctx, a)
+		if err == nil {
+			d.setProblem("")
+			return
+		}
+		d.setProblem(err.Error())
+		d.log.Error("acknowledged records cannot be settled; the destination waits", "error", err, "retry_in", delay)
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(delay):
+		}
+	}
 }
 
 // settle takes an acknowledgement: refused and damaged records are dead-lettered
 // first, then the cursor moves.
 func (d *destination) settle(ctx context.Context, a sinks.Ack) error {
-	d.mu.Lock()
-	var runs []sent
-	for len(d.flight) > 0 {
-		s := d.flight[0]
-		if s.damaged == nil && s.end-1 > a.Seq {
-			if s.first <= a.Seq {
-				runs = append(runs, sent{first: s.first, end: a.Seq + 1, ingest: s.ingest})
-				d.flight[0].first = a.Seq + 1
-			}
-			break
-		}
-		runs = append(runs, s)
-		d.flight = d.flight[1:]
-	}
-	d.mu.Unlock()
+	runs := d.covered(a.Seq)
 	if len(runs) == 0 {
 		return nil
 	}
@@ -244,23 +248,46 @@ func (d *destination) settle(ctx context.Context, a sinks.Ack) error {
 	s.DeadLettered += uint64(len(a.Refused))
 	if len(letters) > 0 {
 		if err := d.h.dlq.Put(ctx, letters...); err != nil {
-			d.setProblem(err.Error())
 			return fmt.Errorf("dead-letter refused records: %w", err)
 		}
 	}
-	d.setProblem("")
 	if err := d.queue.Advance(runs[len(runs)-1].end, s); err != nil {
 		return fmt.Errorf("move cursor: %w", err)
 	}
-	d.observe(runs)
+	d.observe(a.Seq, runs)
 	return nil
 }
 
-// observe notes the latency of what was acknowledged and lets a small batch go
-// when nothing is on its way any more.
-func (d *destination) observe(runs []sent) {
+// covered lists what an acknowledgement up to seq settles. A damaged frame is
+// settled with what was sent before it.
+func (d *destination) covered(seq uint64) []sent {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	var runs []sent
+	for _, s := range d.flight {
+		if s.damaged == nil && s.end-1 > seq {
+			if s.first <= seq {
+				runs = append(runs, sent{first: s.first, end: seq + 1, ingest: s.ingest})
+			}
+			break
+		}
+		runs = append(runs, s)
+	}
+	return runs
+}
+
+// observe takes settled runs off the flight, notes their latency, and lets a
+// small batch go when nothing is on its way any more.
+func (d *destination) observe(seq uint64, runs []sent) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, run := range runs {
+		if d.flight[0].end > run.end {
+			d.flight[0].first = seq + 1
+			break
+		}
+		d.flight = d.flight[1:]
+	}
 	now := time.Now()
 	for _, run := range runs {
 		if run.damaged != nil {

@@ -85,10 +85,12 @@ type ModuleConfig struct {
 
 // DestinationConfig is one table.
 type DestinationConfig struct {
-	Name    string // catalog.schema.table
-	Kind    string // zerobus or file
-	Sink    sinks.Sink
-	Breaker sinks.BreakerConfig
+	Name string // catalog.schema.table
+	Kind string // zerobus or file
+	// NewSink makes a sink for the table: one for the drain, one for each replay.
+	NewSink   func() sinks.Sink
+	Breaker   sinks.BreakerConfig
+	Reconnect sinks.ReconnectConfig
 	// MaxBatch bounds the records of one request to the service; MaxWait is how
 	// long a smaller batch may wait for more while others are unacknowledged.
 	MaxBatch int
@@ -109,7 +111,11 @@ type Host struct {
 	pipelines    []*pipeline
 	destinations map[string]*destination
 	order        []string // names of destinations as configured
-	requeue      *committer
+	// requeue commits what leaves the dead-letter queue for a destination.
+	requeue   *committer
+	requeueMu sync.Mutex
+	retired   []*book  // of pipelines that are no longer configured
+	strays    []string // queues on disk with waiting records that nothing configured drains
 
 	// books orders commits and readers of the ledger: a commit takes it to change
 	// counters and queues together, the status to read them together.
@@ -159,7 +165,39 @@ func New(ctx context.Context, cfg Config) (*Host, error) {
 		return nil, err
 	}
 	h.requeue = &committer{h: h, log: h.log, book: requeue}
-	return h, nil
+	return h, h.findStrays(books)
+}
+
+// findStrays keeps the books of pipelines that are gone, for the ledger, and
+// finds queues that still hold records for something that is gone.
+func (h *Host) findStrays(bs *books) error {
+	known := map[string]bool{}
+	for _, name := range h.order {
+		known[name] = true
+	}
+	live := map[string]bool{requeueName: true}
+	for _, p := range h.pipelines {
+		live[p.cfg.Name], known[heldQueue(p.cfg.Name)] = true, true
+	}
+	for _, name := range sortedKeys(bs.byName) {
+		if !live[name] {
+			h.retired = append(h.retired, bs.byName[name])
+		}
+	}
+	for _, name := range h.cfg.Spool.Queues() {
+		if known[name] {
+			continue
+		}
+		q, err := h.cfg.Spool.Queue(name, bs.committed)
+		if err != nil {
+			return fmt.Errorf("open queue of %s, which is no longer configured: %w", name, err)
+		}
+		if n := q.Stat().WaitingRecords; n > 0 {
+			h.log.Warn("queue holds records and nothing configured drains it", "queue", name, "records", n)
+			h.strays = append(h.strays, name)
+		}
+	}
+	return nil
 }
 
 // Run starts drains, pipelines and sources, and stops them in the other order

@@ -128,7 +128,7 @@ func (bs *books) book(name string) (*book, error) {
 	if err := bs.state.Commit([]spool.Set{set}); err != nil {
 		return nil, fmt.Errorf("write first commit record of %s: %w", name, err)
 	}
-	bs.byName[name] = b
+	bs.byName[name], bs.seqs[b.id] = b, 0
 	return b, nil
 }
 

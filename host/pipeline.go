@@ -65,13 +65,17 @@ type item struct {
 	done   func(error)
 }
 
+// heldQueue is the name of the queue that keeps a pipeline's input while its
+// modules cannot go on.
+func heldQueue(pipeline string) string { return "held/" + pipeline }
+
 func (h *Host) openPipeline(ctx context.Context, pc PipelineConfig, bs *books) (*pipeline, error) {
 	b, err := bs.book(pc.Name)
 	if err != nil {
 		return nil, err
 	}
 	log := h.log.With("component", "pipeline", "pipeline", pc.Name)
-	held, err := h.cfg.Spool.Queue("held/"+pc.Name, bs.committed)
+	held, err := h.cfg.Spool.Queue(heldQueue(pc.Name), bs.committed)
 	if err != nil {
 		return nil, fmt.Errorf("open held queue of %s: %w", pc.Name, err)
 	}
