@@ -6,8 +6,10 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"strings"
 
 	"github.com/edgehost/edgehost/abi"
+	"github.com/edgehost/edgehost/host/sandbox/meter"
 	"github.com/tetratelabs/wazero"
 	"github.com/tetratelabs/wazero/api"
 )
@@ -38,39 +40,45 @@ type exportSet struct {
 // signature is the type of a function: i, I, f, F for i32, i64, f32, f64.
 type signature struct{ params, results string }
 
-func (s signature) String() string { return "(" + words(s.params) + ") -> (" + words(s.results) + ")" }
+func (s signature) String() string { return spell(s.params) + " -> " + spell(s.results) }
 
-func words(types string) string {
-	var b []byte
+func spell(types string) string {
+	words := make([]string, len(types))
 	for i, t := range types {
-		if i > 0 {
-			b = append(b, ", "...)
-		}
-		b = append(b, map[rune]string{'i': "i32", 'I': "i64", 'f': "f32", 'F': "f64"}[t]...)
-		if len(b) == 0 {
-			b = append(b, '?')
+		words[i] = typeNames[t]
+	}
+	return "(" + strings.Join(words, ", ") + ")"
+}
+
+// typeNames are the letters of a signature.
+var typeNames = map[rune]string{'i': "i32", 'I': "i64", 'f': "f32", 'F': "f64", '?': "other"}
+
+func typesOf(types []api.ValueType) string {
+	b := make([]byte, len(types))
+	for i, t := range types {
+		switch t {
+		case api.ValueTypeI32:
+			b[i] = 'i'
+		case api.ValueTypeI64:
+			b[i] = 'I'
+		case api.ValueTypeF32:
+			b[i] = 'f'
+		case api.ValueTypeF64:
+			b[i] = 'F'
+		default:
+			b[i] = '?'
 		}
 	}
 	return string(b)
 }
 
-func typesOf(types []api.ValueType) string {
-	var b []byte
-	for _, t := range types {
-		switch t {
-		case api.ValueTypeI32:
-			b = append(b, 'i')
-		case api.ValueTypeI64:
-			b = append(b, 'I')
-		case api.ValueTypeF32:
-			b = append(b, 'f')
-		case api.ValueTypeF64:
-			b = append(b, 'F')
-		default:
-			b = append(b, '?')
-		}
+// valueTypes is the reverse of typesOf.
+func valueTypes(letters string) []api.ValueType {
+	types := make([]api.ValueType, len(letters))
+	for i, t := range letters {
+		types[i] = map[rune]api.ValueType{'i': api.ValueTypeI32, 'I': api.ValueTypeI64, 'f': api.ValueTypeF32, 'F': api.ValueTypeF64}[t]
 	}
-	return string(b)
+	return types
 }
 
 func signatureOf(f api.FunctionDefinition) signature {
@@ -135,7 +143,7 @@ func checkImports(c wazero.CompiledModule) []string {
 		case abi.ImportWASI:
 			fn, found := wasiFuncs[name]
 			want, ok = fn.signature, found
-		case yieldModule:
+		case meter.YieldModule:
 			continue // added by the meter, which refuses modules that bring their own
 		}
 		switch {

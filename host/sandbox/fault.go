@@ -8,7 +8,6 @@ import (
 	"strings"
 
 	"github.com/edgehost/edgehost/abi"
-	"github.com/tetratelabs/wazero/sys"
 )
 
 // Class says what kind of fault a module committed. It is a metric label.
@@ -65,9 +64,8 @@ var errHost = errors.New("the call was cancelled")
 func (i *Instance) fault(ctx context.Context, err error) error {
 	f := &Fault{Class: ClassTrap, Module: i.env.Name, Revision: i.env.Revision}
 	var (
-		a    *abort
-		exit *sys.ExitError
-		bug  runtime.Error
+		a   *abort
+		bug runtime.Error
 	)
 	switch {
 	case ctx.Err() != nil:
@@ -80,8 +78,6 @@ func (i *Instance) fault(ctx context.Context, err error) error {
 		f.Class, f.Message = a.class, a.msg
 	case errors.Is(err, abi.ErrBadOutput):
 		f.Class, f.Message = ClassBadOutput, err.Error()
-	case errors.As(err, &exit) && exit.ExitCode() == sys.ExitCodeDeadlineExceeded:
-		f.Class, f.Message = ClassDeadline, i.call.deadlineMessage()
 	default:
 		if i.memory.refused {
 			f.Class = ClassMemory

@@ -19,6 +19,7 @@ import (
 	"encoding/hex"
 	"fmt"
 
+	"github.com/edgehost/edgehost/host/sandbox/meter"
 	"github.com/tetratelabs/wazero"
 	"github.com/tetratelabs/wazero/api"
 	"github.com/tetratelabs/wazero/experimental"
@@ -47,7 +48,6 @@ func New(cfg Config) (*Host, error) {
 	ctx := context.Background()
 	rc := wazero.NewRuntimeConfigCompiler().
 		WithCoreFeatures(api.CoreFeaturesV2).
-		WithCloseOnContextDone(closeOnContextDone).
 		WithDebugInfoEnabled(false)
 	h := &Host{limits: cfg.Limits.orDefault()}
 	if cfg.CacheDir != "" {
@@ -86,7 +86,7 @@ type Module struct {
 	host     *Host
 	compiled wazero.CompiledModule
 	digest   string
-	meter    meterInfo
+	meter    *meter.Info
 	has      exportSet
 }
 
