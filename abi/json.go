@@ -313,8 +313,8 @@ func parseFloat(text string, quoted bool) (Value, error) {
 		for _, x := range b {
 			bits = bits<<8 | uint64(x)
 		}
-		if f := math.Float64frombits(bits); f != f {
-			return Float(f), nil
+		if v := (Value{kind: KindFloat, num: bits}); v.AsFloat() != v.AsFloat() {
+			return v, nil
 		}
 	}
 	return Value{}, fmt.Errorf(`want a number, "NaN", "Infinity" or "-Infinity"`)
