@@ -1,0 +1,571 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/goccy/go-yaml"
+	"github.com/goccy/go-yaml/ast"
+	"github.com/goccy/go-yaml/parser"
+	"github.com/goccy/go-yaml/token"
+)
+
+// problem is one thing that is wrong with a configuration file.
+type problem struct {
+	file      string
+	line, col int    // from 1; 0: the file as a whole
+	path      string // sources[0].mqtt.topics[1].qos
+	msg       string // what is wrong and what to do
+}
+
+func (p problem) Error() string {
+	where := p.file
+	if p.line > 0 {
+		where = fmt.Sprintf("%s:%d:%d", p.file, p.line, p.col)
+	}
+	if p.path == "" {
+		return where + ": " + p.msg
+	}
+	return where + ": " + p.path + ": " + p.msg
+}
+
+// problems is every thing that is wrong with a file, in the order of its lines.
+type problems []problem
+
+func (p problems) Error() string {
+	lines := make([]string, len(p))
+	for i := range p {
+		lines[i] = p[i].Error()
+	}
+	return strings.Join(lines, "\n")
+}
+
+// place is where the value of a key stands in its file.
+type place struct {
+	line, col int
+	expanded  bool // it contains a ${VARIABLE}
+}
+
+// document decodes one YAML file into structs and remembers where each key
+// stood. It is strict, and it does not stop at the first problem.
+type document struct {
+	file    string
+	places  map[string]place // by key path
+	found   problems
+	lookup  func(string) (string, bool) // the environment
+	anchors map[string]ast.Node
+	lenient bool // pass over unknown keys
+}
+
+// defaulter is implemented by structs that have other defaults than zero.
+type defaulter interface{ setDefaults() }
+
+// shorthand is implemented by structs that may also be written as one scalar.
+type shorthand interface{ fromScalar(text string) }
+
+// maxNesting bounds how deep a file nests; an alias inside its own anchor has no end.
+const maxNesting = 50
+
+// decode reads src into out, a pointer to a struct that holds the defaults.
+// What is wrong is in d.found afterwards.
+func (d *document) decode(src []byte, out any) {
+	d.places, d.anchors = map[string]place{}, map[string]ast.Node{}
+	file, err := parse(src)
+	if err != nil {
+		d.syntaxError(err)
+		return
+	}
+	var body ast.Node
+	for _, doc := range file.Docs {
+		switch {
+		case doc.Body == nil || doc.Body.Type() == ast.CommentGroupType:
+		case body != nil:
+			d.fail("", position(doc.Body), "a second document starts here (---); a configuration is one document")
+			return
+		default:
+			body = doc.Body
+		}
+	}
+	if body == nil {
+		return
+	}
+	ast.Walk(anchorCollector(d.anchors), body)
+	d.value("", body, reflect.ValueOf(out).Elem(), 0)
+	slices.SortStableFunc(d.found, func(a, b problem) int {
+		return (a.line-b.line)*10000 + min(9999, a.col) - min(9999, b.col)
+	})
+}
+
+// parse calls the YAML parser, which panics on some malformed files.
+func parse(src []byte) (file *ast.File, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = errors.New("this is not YAML")
+		}
+	}()
+	return parser.ParseBytes(src, 0, parser.AllowDuplicateMapKey())
+}
+
+func (d *document) syntaxError(err error) {
+	p := problem{file: d.file, msg: err.Error()}
+	var syntax *yaml.SyntaxError
+	if errors.As(err, &syntax) {
+		p.msg = syntax.Message
+		if at := syntax.Token; at != nil && at.Position != nil {
+			p.line, p.col = at.Position.Line, at.Position.Column
+		}
+	}
+	d.found = append(d.found, p)
+}
+
+type anchorCollector map[string]ast.Node
+
+// Visit implements ast.Visitor.
+func (c anchorCollector) Visit(n ast.Node) ast.Visitor {
+	if a, ok := n.(*ast.AnchorNode); ok && a.Name != nil {
+		c[a.Name.GetToken().Value] = a.Value
+	}
+	return c
+}
+
+func (d *document) fail(path string, at place, format string, args ...any) {
+	d.found = append(d.found, problem{d.file, at.line, at.col, path, fmt.Sprintf(format, args...)})
+}
+
+// failAt adds a problem with a key that was read before; where a key is missing
+// it points at the nearest block around it.
+func (d *document) failAt(path, format string, args ...any) {
+	d.fail(path, d.place(path), format, args...)
+}
+
+func (d *document) place(path string) place {
+	for p := path; ; {
+		if at, ok := d.places[p]; ok {
+			return at
+		}
+		cut := strings.LastIndexAny(p, ".[")
+		if cut < 0 {
+			return place{}
+		}
+		p = p[:cut]
+	}
+}
+
+// value decodes n into v.
+func (d *document) value(path string, n ast.Node, v reflect.Value, depth int) {
+	n, ok := d.resolve(path, n, depth)
+	if !ok {
+		return
+	}
+	if _, known := d.places[path]; !known {
+		d.places[path] = position(n)
+	}
+	if isNull(n) {
+		return // as if the key were not there
+	}
+	switch v.Kind() {
+	case reflect.Pointer:
+		if v.IsNil() {
+			v.Set(newValue(v.Type().Elem()))
+		}
+		d.value(path, n, v.Elem(), depth+1)
+	case reflect.Struct:
+		d.structure(path, n, v, depth)
+	case reflect.Map:
+		d.mapping(path, n, v, depth)
+	case reflect.Slice:
+		d.sequence(path, n, v, depth)
+	default:
+		d.scalar(path, n, v)
+	}
+}
+
+func newValue(t reflect.Type) reflect.Value {
+	p := reflect.New(t)
+	if d, ok := p.Interface().(defaulter); ok {
+		d.setDefaults()
+	}
+	return p
+}
+
+// resolve follows anchors and aliases.
+func (d *document) resolve(path string, n ast.Node, depth int) (ast.Node, bool) {
+	for hops := 0; ; hops++ {
+		if depth+hops > maxNesting {
+			d.fail(path, position(n), "nested more than %d deep", maxNesting)
+			return nil, false
+		}
+		switch node := n.(type) {
+		case *ast.AnchorNode:
+			n = node.Value
+		case *ast.AliasNode:
+			name := node.Value.GetToken().Value
+			target, ok := d.anchors[name]
+			if !ok {
+				d.fail(path, position(n), "no anchor &%s in this file", name)
+				return nil, false
+			}
+			n = target
+		case *ast.TagNode:
+			d.fail(path, position(n), "a YAML tag (%s) has no meaning here; remove it", node.GetToken().Value)
+			return nil, false
+		case nil:
+			return nil, false
+		default:
+			return n, true
+		}
+	}
+}
+
+// pair is one key of a mapping.
+type pair struct {
+	name  string
+	at    place
+	value ast.Node
+}
+
+// pairs returns the keys of a mapping in the order of the file, then those that
+// it merges with <<.
+func (d *document) pairs(path string, n ast.Node, depth int) ([]pair, bool) {
+	var values []*ast.MappingValueNode
+	switch node := n.(type) {
+	case *ast.MappingNode:
+		values = node.Values
+	case *ast.MappingValueNode:
+		values = []*ast.MappingValueNode{node}
+	default:
+		d.fail(path, position(n), "must be a block of keys, not %s", describe(n))
+		return nil, false
+	}
+	var own, merged []pair
+	for _, kv := range values {
+		key := kv.Key.GetToken()
+		if m, ok := kv.Key.(*ast.MappingKeyNode); ok && m.Value != nil {
+			key = m.Value.GetToken()
+		}
+		if kv.Key.IsMergeKey() {
+			merged = append(merged, d.mergePairs(path, kv.Value, depth)...)
+			continue
+		}
+		p := pair{key.Value, place{line: key.Position.Line, col: key.Position.Column}, kv.Value}
+		if i := index(own, p.name); i >= 0 {
+			d.fail(join(path, p.name), p.at, "this key stands here twice; the other is on line %d", own[i].at.line)
+			continue
+		}
+		own = append(own, p)
+	}
+	for _, p := range merged {
+		if index(own, p.name) < 0 {
+			own = append(own, p)
+		}
+	}
+	return own, true
+}
+
+func index(pairs []pair, name string) int {
+	return slices.IndexFunc(pairs, func(p pair) bool { return p.name == name })
+}
+
+func (d *document) mergePairs(path string, n ast.Node, depth int) []pair {
+	n, ok := d.resolve(path, n, depth)
+	if !ok {
+		return nil
+	}
+	if seq, ok := n.(*ast.SequenceNode); ok {
+		var all []pair
+		for _, item := range seq.Values {
+			all = append(all, d.mergePairs(path, item, depth+1)...)
+		}
+		return all
+	}
+	pairs, _ := d.pairs(path, n, depth+1)
+	return pairs
+}
+
+func (d *document) structure(path string, n ast.Node, v reflect.Value, depth int) {
+	if s, ok := v.Addr().Interface().(shorthand); ok && isScalar(n) {
+		var text string
+		d.scalar(path, n, reflect.ValueOf(&text).Elem())
+		s.fromScalar(text)
+		return
+	}
+	pairs, ok := d.pairs(path, n, depth)
+	if !ok {
+		return
+	}
+	fields := fieldsOf(v.Type())
+	for _, p := range pairs {
+		at := join(path, p.name)
+		i := slices.IndexFunc(fields, func(f field) bool { return f.name == p.name })
+		if i < 0 {
+			if !d.lenient {
+				d.fail(at, p.at, "unknown key%s", suggest(p.name, fields))
+			}
+			continue
+		}
+		d.entry(at, p, v.FieldByIndex(fields[i].index), depth)
+	}
+}
+
+// entry decodes the value of a key. A scalar is where its value is, a block
+// where its key is.
+func (d *document) entry(path string, p pair, v reflect.Value, depth int) {
+	d.places[path] = p.at
+	if n, ok := d.resolve(path, p.value, depth); ok && isScalar(n) && !isNull(n) {
+		d.places[path] = position(n)
+	}
+	d.value(path, p.value, v, depth+1)
+}
+
+func (d *document) mapping(path string, n ast.Node, v reflect.Value, depth int) {
+	pairs, ok := d.pairs(path, n, depth)
+	if !ok {
+		return
+	}
+	if v.IsNil() {
+		v.Set(reflect.MakeMap(v.Type()))
+	}
+	for _, p := range pairs {
+		item := newValue(v.Type().Elem()).Elem()
+		d.entry(join(path, p.name), p, item, depth)
+		v.SetMapIndex(reflect.ValueOf(p.name).Convert(v.Type().Key()), item)
+	}
+}
+
+func (d *document) sequence(path string, n ast.Node, v reflect.Value, depth int) {
+	seq, ok := n.(*ast.SequenceNode)
+	if !ok {
+		d.fail(path, position(n), "must be a list (lines that start with -), not %s", describe(n))
+		return
+	}
+	v.Set(reflect.MakeSlice(v.Type(), 0, len(seq.Values)))
+	for i, item := range seq.Values {
+		e := newValue(v.Type().Elem()).Elem()
+		d.value(fmt.Sprintf("%s[%d]", path, i), item, e, depth+1)
+		v.Set(reflect.Append(v, e))
+	}
+}
+
+// scalar decodes a single value. Variables are put in first, and what they hold
+// is a value and never YAML.
+func (d *document) scalar(path string, n ast.Node, v reflect.Value) {
+	at := position(n)
+	text, quoted, ok := scalarText(n)
+	if !ok {
+		d.fail(path, at, "must be %s, not %s", kindName(v.Kind()), describe(n))
+		return
+	}
+	text, expanded, err := expand(text, d.lookup)
+	if err != nil {
+		d.fail(path, at, "%v", err)
+		return
+	}
+	at.expanded = expanded
+	d.places[path] = at
+	if v.Kind() == reflect.String {
+		v.SetString(text)
+		return
+	}
+	if quoted && !expanded {
+		d.fail(path, at, "must be %s, not text in quotes", kindName(v.Kind()))
+		return
+	}
+	if msg := setNumber(v, text); msg != "" {
+		if expanded {
+			text = "the variable's value" // it may be a secret in the wrong place
+		}
+		d.fail(path, at, "%s %s", text, msg)
+	}
+}
+
+// setNumber parses text into a bool or number; it returns what is wrong.
+func setNumber(v reflect.Value, text string) string {
+	digits := strings.ReplaceAll(text, "_", "")
+	base := 10
+	if hex, ok := strings.CutPrefix(digits, "0x"); ok {
+		digits, base = hex, 16
+	}
+	wrong := "is not " + kindName(v.Kind())
+	switch v.Kind() {
+	case reflect.Bool:
+		b, err := strconv.ParseBool(strings.ToLower(text))
+		if err != nil || len(text) < 4 { // not 1, 0, t, f
+			return wrong
+		}
+		v.SetBool(b)
+	case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64:
+		i, err := strconv.ParseInt(digits, base, 64)
+		if errors.Is(err, strconv.ErrRange) || err == nil && v.OverflowInt(i) {
+			return "is too large a number"
+		}
+		if err != nil {
+			return wrong
+		}
+		v.SetInt(i)
+	case reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
+		u, err := strconv.ParseUint(digits, base, 64)
+		if errors.Is(err, strconv.ErrRange) || err == nil && v.OverflowUint(u) {
+			return "is too large a number"
+		}
+		if err != nil {
+			return wrong
+		}
+		v.SetUint(u)
+	case reflect.Float32, reflect.Float64:
+		f, err := strconv.ParseFloat(strings.ReplaceAll(text, "_", ""), 64)
+		if err != nil || math.IsNaN(f) || math.IsInf(f, 0) {
+			return wrong
+		}
+		v.SetFloat(f)
+	default:
+		panic(fmt.Sprintf("configuration has a field of type %s, which decode does not know", v.Type()))
+	}
+	return ""
+}
+
+func kindName(k reflect.Kind) string {
+	switch k {
+	case reflect.String:
+		return "text"
+	case reflect.Bool:
+		return "true or false"
+	case reflect.Float32, reflect.Float64:
+		return "a number"
+	case reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
+		return "a whole number, 0 or more"
+	default:
+		return "a whole number"
+	}
+}
+
+func scalarText(n ast.Node) (text string, quoted, ok bool) {
+	switch node := n.(type) {
+	case *ast.StringNode:
+		t := node.GetToken().Type
+		return node.Value, t == token.SingleQuoteType || t == token.DoubleQuoteType, true
+	case *ast.LiteralNode:
+		return node.Value.Value, true, true
+	case *ast.IntegerNode, *ast.FloatNode, *ast.BoolNode, *ast.InfinityNode, *ast.NanNode, *ast.NullNode:
+		return node.GetToken().Value, false, true
+	}
+	return "", false, false
+}
+
+func isScalar(n ast.Node) bool { _, _, ok := scalarText(n); return ok }
+func isNull(n ast.Node) bool   { return n.Type() == ast.NullType }
+
+func describe(n ast.Node) string {
+	switch n.(type) {
+	case *ast.MappingNode, *ast.MappingValueNode:
+		return "a block of keys"
+	case *ast.SequenceNode:
+		return "a list"
+	}
+	return "a single value"
+}
+
+// position is where a reader sees n begin.
+func position(n ast.Node) place {
+	switch node := n.(type) {
+	case *ast.MappingNode:
+		if !node.IsFlowStyle && len(node.Values) > 0 {
+			return position(node.Values[0].Key)
+		}
+	case *ast.MappingValueNode:
+		return position(node.Key)
+	case *ast.LiteralNode:
+		return tokenPlace(node.Start)
+	}
+	return tokenPlace(n.GetToken())
+}
+
+func tokenPlace(t *token.Token) place {
+	if t == nil || t.Position == nil {
+		return place{}
+	}
+	return place{line: t.Position.Line, col: t.Position.Column}
+}
+
+func join(path, name string) string {
+	if path == "" {
+		return name
+	}
+	return path + "." + name
+}
+
+// field is one key that a struct knows.
+type field struct {
+	name  string
+	typ   reflect.Type
+	index []int
+}
+
+// fieldsOf lists the keys of a struct: fields with a yaml tag, and those of
+// embedded structs that are tagged ",inline".
+func fieldsOf(t reflect.Type) []field {
+	var out []field
+	for _, f := range reflect.VisibleFields(t) {
+		name, opts, _ := strings.Cut(f.Tag.Get("yaml"), ",")
+		if !f.IsExported() || name == "-" || name == "" || opts == "inline" {
+			continue
+		}
+		out = append(out, field{name, f.Type, f.Index})
+	}
+	return out
+}
+
+// suggest names the key that was probably meant: one that is spelt alike, or one
+// of that very name in a block further in.
+func suggest(name string, fields []field) string {
+	best, distance := "", max(2, len(name)/3)+1
+	for _, f := range fields {
+		if n := levenshtein(name, f.name); n < distance {
+			best, distance = f.name, n
+		}
+	}
+	for _, f := range fields {
+		t := f.typ
+		for t.Kind() == reflect.Pointer {
+			t = t.Elem()
+		}
+		if t.Kind() != reflect.Struct || best != "" {
+			continue
+		}
+		if slices.ContainsFunc(fieldsOf(t), func(g field) bool { return g.name == name }) {
+			best = f.name + "." + name
+		}
+	}
+	if best != "" {
+		return fmt.Sprintf("; did you mean %s?", best)
+	}
+	names := make([]string, len(fields))
+	for i := range fields {
+		names[i] = fields[i].name
+	}
+	return "; known here: " + strings.Join(names, ", ")
+}
+
+func levenshtein(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := diagonal
+			if a[i] != b[j] {
+				cost++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(cost, row[j]+1, row[j+1]+1)
+		}
+	}
+	return row[len(b)]
+}
