@@ -58,7 +58,7 @@ func (c *chain) load(ctx context.Context, st *stage, digest string, wasm []byte)
 		return nil, err
 	}
 	inst, err := m.Instantiate(ctx, sandbox.Env{Name: st.cfg.Name, Revision: digest, Config: st.cfg.Config,
-		Outputs: c.outputs, Limits: st.cfg.Limits, Logger: c.log.With("module", st.cfg.Name, "revision", short(digest))})
+		Outputs: c.outputs, Limits: st.cfg.Limits, Logger: c.log})
 	if err != nil {
 		return nil, errors.Join(err, m.Close(ctx))
 	}
@@ -232,7 +232,7 @@ func (c *chain) reload(ctx context.Context) error {
 			continue
 		}
 		inst, err := st.now.module.Instantiate(ctx, sandbox.Env{Name: st.cfg.Name, Revision: st.now.digest, Config: st.cfg.Config,
-			Outputs: c.outputs, Limits: st.cfg.Limits, Logger: c.log.With("module", st.cfg.Name, "revision", short(st.now.digest))})
+			Outputs: c.outputs, Limits: st.cfg.Limits, Logger: c.log})
 		if err != nil {
 			return fmt.Errorf("instantiate module %s: %w", st.cfg.Name, err)
 		}

@@ -118,7 +118,7 @@ func (p *pipeline) transformHeld(ctx, work context.Context) bool {
 	f := p.heldNow
 	hb, err := decodeHeld(f.Payload, f.Count)
 	if err != nil {
-		p.settleDamaged(&spool.DamagedFrame{Base: f.Base, Count: f.Count, Err: err})
+		p.settleDamaged(&spool.DamagedFrame{Base: f.Base, Count: uint64(f.Count), Err: err})
 		p.heldNow = nil
 		return true
 	}
@@ -145,7 +145,7 @@ func (p *pipeline) settleDamaged(d *spool.DamagedFrame) {
 	n := uint64(d.Count)
 	p.log.Error("held batch is damaged", "records", n, "error", d.Err)
 	l := p.letter(p.seq, 0, &abi.Record{}, rejection{reason: "tamper_or_corrupt", text: d.Err.Error()})
-	l.Count, l.Payload = d.Count, nil
+	l.Count, l.Payload = int(d.Count), nil
 	p.heldLeft -= n
 	p.effects <- &effect{seq: p.seq, counts: counts{Rejected: n}, letters: []spool.Letter{l},
 		rejects: map[string]uint64{"tamper_or_corrupt": n}, heldHead: d.Base + n, heldRecords: n}

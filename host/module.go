@@ -2,13 +2,14 @@ package host
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
 	"time"
 
 	"github.com/edgehost/edgehost/host/control"
-	"github.com/edgehost/edgehost/host/sandbox"
 	"github.com/edgehost/edgehost/modules"
 )
 
@@ -58,6 +59,12 @@ func (h *Host) admit(ctx context.Context, name, digest string, wasm []byte) (rea
 	return r, nil
 }
 
+// digestOf names a revision.
+func digestOf(wasm []byte) string {
+	sum := sha256.Sum256(wasm)
+	return hex.EncodeToString(sum[:])
+}
+
 // refusal is the answer to an upload that is not admitted.
 func refusal(name string, err error) error {
 	return control.Errorf(control.Refused, "module %s is not admitted, nothing was changed: %w", name, err)
@@ -88,7 +95,7 @@ func (h *Host) PushModule(ctx context.Context, r control.PushRequest) (control.M
 	}
 	h.modulesMu.Lock()
 	defer h.modulesMu.Unlock()
-	ready, err := h.admit(ctx, r.Name, sandbox.Digest(r.Wasm), r.Wasm)
+	ready, err := h.admit(ctx, r.Name, digestOf(r.Wasm), r.Wasm)
 	if err != nil {
 		return control.Module{}, err
 	}

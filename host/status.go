@@ -80,7 +80,7 @@ func (d *destination) status(l control.DestinationLedger) control.DestinationSta
 	g, q := d.sink.State(), d.queue.Stat()
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	s := control.DestinationStatus{Name: d.cfg.Name, Sink: d.cfg.Kind, Since: g.Since, Ledger: l,
+	s := control.DestinationStatus{Name: d.cfg.Name, Sink: d.cfg.Kind, Ledger: l,
 		Queue:         control.QueueDepth{Records: q.WaitingRecords, Bytes: q.WaitingBytes},
 		Memory:        control.QueueDepth{Records: q.MemoryRecords, Bytes: q.MemoryBytes},
 		BytesOnDisk:   q.DiskBytes,
