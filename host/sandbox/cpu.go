@@ -133,8 +133,12 @@ func meters(mod api.Module, info *meter.Info) (fuel, depth api.MutableGlobal) {
 // tooDeep reports whether err came from nesting, in the meter's terms or the
 // engine's.
 func (i *Instance) tooDeep(err error) bool {
-	return errors.Is(err, errDepth) || strings.Contains(err.Error(), "stack overflow") || (i.depth != nil && int64(i.depth.Get()) < 0)
+	return errors.Is(err, errDepth) || isOverflow(err) || (i.depth != nil && int64(i.depth.Get()) < 0)
 }
+
+// isOverflow reports whether the engine's own stack was exhausted. Its error is
+// of an internal type.
+func isOverflow(err error) bool { return strings.HasPrefix(err.Error(), "wasm error: stack overflow") }
 
 // unlimited is the fuel of calls that only time bounds.
 const unlimited = math.MaxInt64
