@@ -3,12 +3,13 @@ package abi
 import (
 	"encoding/binary"
 	"fmt"
-	"hash/maphash"
+	"math/bits"
 )
 
 const (
-	dedupSlots = 1024 // strings and attribute arrays remembered in one batch
+	dedupSlots = 4096 // strings and attribute arrays remembered in one batch
 	dedupMax   = 256  // bytes; longer ones are written each time
+	seenBits   = 10   // log2 of the addresses whose attributes are remembered
 )
 
 // Arena is the host's half of a batch in guest memory: it lays records out as
@@ -27,9 +28,9 @@ type Arena struct {
 	base  uint32
 	in    []Record
 
-	seed    maphash.Seed
 	gen     uint32
 	slots   []slot
+	seen    [1 << seenBits]seen
 	scratch []byte // one attribute array
 
 	decoder
@@ -41,9 +42,15 @@ type slot struct {
 	gen, off, n uint32
 }
 
+// seen remembers the attributes that a record of this generation had.
+type seen struct {
+	gen, record uint32
+	attrs       Ref
+}
+
 // NewArena makes an Arena.
 func NewArena() *Arena {
-	return &Arena{seed: maphash.MakeSeed(), slots: make([]slot, dedupSlots)}
+	return &Arena{slots: make([]slot, dedupSlots)}
 }
 
 // Encode lays b out for the guest address base and returns the image, which is
@@ -71,16 +78,16 @@ func (a *Arena) Encode(b *Batch, base, flags uint32) ([]byte, error) {
 		if prev == nil || r.Source != prev.Source {
 			source = a.put(r.Source)
 		}
-		if prev == nil || !sameAttrs(prev.Attrs, r.Attrs) {
-			attrs = a.putAttrs(r.Attrs)
-		}
 		address := a.put(r.Address)
+		if prev == nil || !sameAttrs(prev.Attrs, r.Attrs) {
+			attrs = a.attrsOf(address, i)
+		}
 		value := a.bits(&r.Value)
 		a.row(i, r, source, address, attrs, value)
+		if len(a.image) > maxArenaSize {
+			return nil, fmt.Errorf("lay out batch of over %d bytes: %w", maxArenaSize, ErrBatchTooLarge)
+		}
 		prev = r
-	}
-	if len(a.image) > maxArenaSize {
-		return nil, fmt.Errorf("lay out %d bytes: %w", len(a.image), ErrBatchTooLarge)
 	}
 	return a.image, nil
 }
@@ -90,6 +97,7 @@ func (a *Arena) nextGeneration() {
 	a.gen++
 	if a.gen == 0 {
 		clear(a.slots)
+		clear(a.seen[:])
 		a.gen = 1
 	}
 }
@@ -148,7 +156,7 @@ func (a *Arena) put(s string) Ref {
 	if len(s) > dedupMax {
 		return a.append(s)
 	}
-	at := &a.slots[maphash.String(a.seed, s)%dedupSlots]
+	at := &a.slots[hash(s)%dedupSlots]
 	if at.gen == a.gen && at.n == uint32(len(s)) && string(a.image[at.off:at.off+at.n]) == s {
 		return MakeRef(a.base+at.off, at.n)
 	}
@@ -162,6 +170,18 @@ func (a *Arena) append(s string) Ref {
 	off := uint32(len(a.image))
 	a.image = append(a.image, s...)
 	return MakeRef(a.base+off, uint32(len(s)))
+}
+
+// attrsOf writes the attributes of record i, unless the last record of the same
+// address has the same ones, as most have.
+func (a *Arena) attrsOf(address Ref, i int) Ref {
+	at := &a.seen[uint32(address)*0x9E3779B1>>(32-seenBits)]
+	r := &a.in[i]
+	if at.gen == a.gen && sameAttrs(a.in[at.record].Attrs, r.Attrs) {
+		return at.attrs
+	}
+	*at = seen{gen: a.gen, record: uint32(i), attrs: a.putAttrs(r.Attrs)}
+	return at.attrs
 }
 
 // putAttrs writes an attribute array, or finds the same one in this batch.
@@ -178,7 +198,7 @@ func (a *Arena) putAttrs(attrs []Attr) Ref {
 		a.scratch = le.AppendUint64(a.scratch, uint64(at.Value.kind))
 	}
 	n, count := uint32(len(a.scratch)), uint32(len(attrs))
-	at := &a.slots[maphash.Bytes(a.seed, a.scratch)%dedupSlots]
+	at := &a.slots[hash(a.scratch)%dedupSlots]
 	if at.gen == a.gen && at.n == n && string(a.image[at.off:at.off+n]) == string(a.scratch) && at.off%8 == 0 {
 		return MakeRef(a.base+at.off, count)
 	}
@@ -205,4 +225,27 @@ func sameAttrs(x, y []Attr) bool {
 		}
 	}
 	return true
+}
+
+// hash spreads short strings over the slots. It is the same in every process, so
+// that the same batch always gives the same image; a collision only costs a copy.
+func hash[T string | []byte](s T) uint64 {
+	const k0, k1 = 0x9E3779B97F4A7C15, 0xD1B54A32D192ED03
+	h := uint64(len(s)) * k0
+	i := 0
+	for ; i+8 <= len(s); i += 8 {
+		x := uint64(s[i]) | uint64(s[i+1])<<8 | uint64(s[i+2])<<16 | uint64(s[i+3])<<24 |
+			uint64(s[i+4])<<32 | uint64(s[i+5])<<40 | uint64(s[i+6])<<48 | uint64(s[i+7])<<56
+		h = mix(h^x, k1)
+	}
+	var x uint64
+	for shift := 0; i < len(s); i, shift = i+1, shift+8 {
+		x |= uint64(s[i]) << shift
+	}
+	return mix(h^x, k0)
+}
+
+func mix(a, b uint64) uint64 {
+	hi, lo := bits.Mul64(a, b)
+	return hi ^ lo
 }

@@ -111,7 +111,7 @@ const (
 	rowsExtra    = 1024     //
 	bytesFactor  = 4        // bytes out <= 4 * bytes in + 1 MiB
 	bytesExtra   = 1 << 20  //
-	maxArenaSize = 1 << 30  // bytes of one batch in guest memory
+	maxArenaSize = 64 << 20 // bytes of one batch in guest memory
 )
 
 // ErrBadOutput is wrapped by every error about what a module left in its memory.

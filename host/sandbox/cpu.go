@@ -18,11 +18,17 @@ import (
 // they look at the deadline themselves.
 const workBetweenChecks = 1 << 16
 
+// maxItems is the entries of a section. The Go linker makes a data segment of every
+// run of bytes between zeros, tens of thousands in a module that imports fmt; 100,000
+// is what browsers take (https://webassembly.github.io/spec/js-api/#limits).
+const maxItems = 100_000
+
 // instrument meters a module.
 func instrument(wasm []byte, l Limits) ([]byte, *meter.Info, error) {
 	cfg := meter.DefaultConfig()
 	cfg.ModuleBytes = l.ModuleBytes
 	cfg.MemoryPages = l.MemoryPages
+	cfg.Items = maxItems
 	out, info, err := meter.Instrument(wasm, cfg)
 	var refused *meter.Refused
 	if errors.As(err, &refused) {
@@ -127,8 +133,12 @@ func meters(mod api.Module, info *meter.Info) (fuel, depth api.MutableGlobal) {
 // tooDeep reports whether err came from nesting, in the meter's terms or the
 // engine's.
 func (i *Instance) tooDeep(err error) bool {
-	return errors.Is(err, errDepth) || strings.Contains(err.Error(), "stack overflow") || (i.depth != nil && int64(i.depth.Get()) < 0)
+	return errors.Is(err, errDepth) || isOverflow(err) || (i.depth != nil && int64(i.depth.Get()) < 0)
 }
+
+// isOverflow reports whether the engine's own stack was exhausted. Its error is
+// of an internal type.
+func isOverflow(err error) bool { return strings.HasPrefix(err.Error(), "wasm error: stack overflow") }
 
 // unlimited is the fuel of calls that only time bounds.
 const unlimited = math.MaxInt64

@@ -169,8 +169,15 @@ func (i *Instance) run(ctx context.Context, in *abi.Batch, flags uint32) (*Resul
 		i.logs.flush(ctx)
 		return &i.result, nil
 	}
+	overflow := isOverflow(err)
 	err = i.fault(ctx, err)
-	i.restore()
+	if overflow || !i.snapshot.restore(i.mod) {
+		// The next call starts a fresh instance. After an overflow that also gives
+		// back the engine's stack, which stays as large as it became.
+		i.drop()
+		return nil, err
+	}
+	i.base, i.room, i.mono = 0, 0, 0
 	return nil, err
 }
 
@@ -233,21 +240,12 @@ func (i *Instance) grow(ctx context.Context, need int) error {
 	return nil
 }
 
-// restore puts the instance back into its state after init, or drops it so that
-// the next call starts a fresh one.
-func (i *Instance) restore() {
-	if i.snapshot.restore(i.mod) {
-		i.base, i.room, i.mono = 0, 0, 0
-		return
-	}
-	i.drop()
-}
-
-// drop frees the wazero instance.
+// drop frees the wazero instance and its memory.
 func (i *Instance) drop() {
 	if i.mod != nil {
 		_ = i.mod.Close(context.Background()) // only frees memory; there is no file to fail on
 	}
+	i.memory.Free() // a module whose start function fails is not closed by wazero
 	i.mod, i.alloc, i.process, i.tick, i.stop, i.fuel, i.depth = nil, nil, nil, nil, nil, nil, nil
 	i.base, i.room = 0, 0
 }

@@ -94,5 +94,57 @@ func (r *Refused) Error() string { return "module refused: " + strings.Join(r.Re
 // what was learned about it. The input is not changed and not kept. An error is
 // always a *Refused. Any number of goroutines may call it.
 func Instrument(wasm []byte, cfg Config) (out []byte, info *Info, err error) {
-	return nil, nil, &Refused{Reasons: []string{"metering is not built yet"}}
+	m := &module{cfg: cfg, wrapTypes: map[uint32]uint32{}, info: &Info{
+		FuelGlobal: FuelGlobal, DepthGlobal: DepthGlobal,
+		Slice: cfg.Slice, MaxDepth: cfg.MaxDepth, Bytes: len(wasm),
+	}}
+	if m.checkHeader(wasm); len(m.reasons) == 0 {
+		out = m.rewrite(wasm)
+	}
+	if len(m.reasons) > 0 {
+		return nil, nil, &Refused{Reasons: m.reasons}
+	}
+	m.info.OutBytes = len(out)
+	return out, m.info, nil
+}
+
+// rewrite returns the metered module, or nothing of use when it notes reasons.
+func (m *module) rewrite(wasm []byte) []byte {
+	if len(wasm) > m.cfg.ModuleBytes {
+		m.refuse("it has %d bytes, %d are allowed: strip it (Go: -ldflags=\"-s -w\", C and Rust: strip symbols)", len(wasm), m.cfg.ModuleBytes)
+		return nil
+	}
+	custom := m.split(wasm)
+	if len(m.reasons) > 0 || !m.scan(custom) {
+		return nil
+	}
+	code := m.code()
+	if len(m.reasons) > 0 {
+		return nil
+	}
+	m.rewritten[secCode] = code
+	m.rewritten[secType] = m.typeSection()
+	out := make([]byte, 0, len(wasm)+len(code)-len(m.bodies[secCode])+4096)
+	out = append(out, header...)
+	for _, id := range []byte{secType, secImport, secFunction, secTable, secMemory, secGlobal, secExport,
+		secStart, secElement, secDataCount, secCode, secData} {
+		if body := m.rewritten[id]; body != nil {
+			out = appendSection(out, id, body)
+		} else if m.bodies[id] != nil {
+			out = appendSection(out, id, m.bodies[id])
+		}
+	}
+	if names := m.names(); names != nil {
+		out = appendSection(out, secCustom, names)
+	}
+	return out
+}
+
+func (m *module) typeSection() []byte {
+	out := appendU32(nil, uint32(len(m.types)))
+	for _, t := range m.types {
+		out = append(appendU32(append(out, 0x60), uint32(len(t.params))), t.params...)
+		out = append(appendU32(out, uint32(len(t.results))), t.results...)
+	}
+	return out
 }

@@ -1,0 +1,135 @@
+package sandbox_test
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"testing"
+
+	"github.com/edgehost/edgehost/abi"
+	"github.com/edgehost/edgehost/host/sandbox"
+)
+
+// guests builds the example modules once for all tests.
+var guests = struct {
+	sync.Mutex
+	dir   string
+	built map[string][]byte
+}{built: map[string][]byte{}}
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if guests.dir != "" {
+		os.RemoveAll(guests.dir)
+	}
+	os.Exit(code)
+}
+
+// example is the wasm of examples/<name>, built with the Go toolchain.
+func example(t testing.TB, name string) []byte {
+	t.Helper()
+	guests.Lock()
+	defer guests.Unlock()
+	if b := guests.built[name]; b != nil {
+		return b
+	}
+	if guests.dir == "" {
+		dir, err := os.MkdirTemp("", "edgehost-guests")
+		if err != nil {
+			t.Fatal(err)
+		}
+		guests.dir = dir
+	}
+	out := filepath.Join(guests.dir, name+".wasm")
+	cmd := exec.Command("go", "build", "-buildmode=c-shared", "-ldflags=-s -w", "-o", out, "../../examples/"+name)
+	cmd.Env = append(os.Environ(), "GOOS=wasip1", "GOARCH=wasm", "CGO_ENABLED=0")
+	if msg, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("build %s: %v\n%s", name, err, msg)
+	}
+	b, err := os.ReadFile(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	guests.built[name] = b
+	return b
+}
+
+func newHost(t testing.TB) *sandbox.Host {
+	t.Helper()
+	h, err := sandbox.New(sandbox.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := h.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return h
+}
+
+func compile(t testing.TB, h *sandbox.Host, wasm []byte) *sandbox.Module {
+	t.Helper()
+	m, err := h.Compile(t.Context(), wasm)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+func instantiate(t testing.TB, m *sandbox.Module, env sandbox.Env) *sandbox.Instance {
+	t.Helper()
+	if env.Logger == nil {
+		env.Logger = slog.New(slog.DiscardHandler)
+	}
+	i, err := m.Instantiate(t.Context(), env)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { i.Close(context.Background()) })
+	return i
+}
+
+// batch makes n records of float64 values 0..n-1.
+func batch(n int) *abi.Batch {
+	b := &abi.Batch{Seq: 7, Time: 1_700_000_000_000_000}
+	for i := range n {
+		b.Records = append(b.Records, abi.Record{
+			EventTime: 1_700_000_000_000_000 + int64(i), IngestTime: 1_700_000_000_000_500,
+			Source: "plant", Address: fmt.Sprintf("line1/pump%d/temperature", i%100), Protocol: abi.ProtocolMQTT,
+			Value: abi.Float(float64(i)),
+			Attrs: []abi.Attr{{Key: abi.AttrQoS, Value: abi.Int(1)}, {Key: abi.AttrUnit, Value: abi.String("°C")}},
+		})
+	}
+	return b
+}
+
+func TestScaleExample(t *testing.T) {
+	m := compile(t, newHost(t), example(t, "scale"))
+	i := instantiate(t, m, sandbox.Env{Name: "scale", Config: map[string]string{"factor": "1.8", "offset": "32", "unit": "°F", "prefix": "f/"}})
+	in := batch(1000)
+	for range 3 {
+		res, err := i.Process(t.Context(), in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(res.Out) != 1000 || len(res.Rejects) != 0 {
+			t.Fatalf("%d out, %d rejects", len(res.Out), len(res.Rejects))
+		}
+		for k, o := range res.Out {
+			unit, _ := o.Attr(abi.AttrUnit)
+			qos, _ := o.Attr(abi.AttrQoS)
+			want := float64(k)*1.8 + 32
+			if o.Index != k || o.Value != abi.Float(want) || unit != abi.String("°F") || qos != abi.Int(1) || o.Address != "f/"+in.Records[k].Address || o.Source != "plant" {
+				t.Fatalf("record %d: %+v", k, o)
+			}
+		}
+	}
+	if unit, _ := in.Records[5].Attr(abi.AttrUnit); unit != abi.String("°C") {
+		t.Error("the input was changed")
+	}
+}
