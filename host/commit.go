@@ -51,13 +51,18 @@ type output struct {
 	record      abi.Record
 }
 
+func newCommitter(h *Host, log *slog.Logger, held *spool.Queue, b *book) *committer {
+	return &committer{h: h, log: log, held: held, id: b.id, book: b}
+}
+
 // committer makes the effects of one pipeline durable, in order. run is its one
 // goroutine.
 type committer struct {
 	h    *Host
 	log  *slog.Logger
 	held *spool.Queue // nil for the requeue book
-	book *book        // written under Host.books
+	id   [16]byte     // the pipeline's; never changes
+	book *book        // changed by the committing goroutine, under Host.books
 
 	mu      sync.Mutex
 	problem string // why nothing can be committed now; "": it can
@@ -122,7 +127,7 @@ func (c *committer) getProblem() string {
 
 // commit makes one attempt: dead letters, frames, commit record, then the books.
 func (c *committer) commit(ctx context.Context, group []*effect) error {
-	owner := spool.Owner{ID: c.book.id, Seq: group[len(group)-1].seq}
+	owner := spool.Owner{ID: c.id, Seq: group[len(group)-1].seq}
 	var letters []spool.Letter
 	for _, e := range group {
 		letters = append(letters, e.letters...)
@@ -270,4 +275,4 @@ func (c *committer) writeBook(owner spool.Owner, group []*effect, used map[*spoo
 }
 
 // owner covers what is durable by itself, such as a refused record's letter.
-func (c *committer) owner() spool.Owner { return spool.Owner{ID: c.book.id} }
+func (c *committer) owner() spool.Owner { return spool.Owner{ID: c.id} }

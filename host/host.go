@@ -164,7 +164,7 @@ func New(ctx context.Context, cfg Config) (*Host, error) {
 	if err != nil {
 		return nil, err
 	}
-	h.requeue = &committer{h: h, log: h.log, book: requeue}
+	h.requeue = newCommitter(h, h.log, nil, requeue)
 	return h, h.findStrays(books)
 }
 

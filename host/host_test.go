@@ -3,7 +3,6 @@ package host
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -365,11 +364,17 @@ func TestBackPressure(t *testing.T) {
 	}
 }
 
-func TestStrayQueueIsReported(t *testing.T) {
-	r := newRig(t)
+// TestRenamedPipeline: what a pipeline of the past appended is still accounted
+// for and delivered, and its held input is reported.
+func TestRenamedPipeline(t *testing.T) {
+	r := newRig(t, "m")
 	r.main.setDown(true)
 	r.start()
+	r.push("m", "poison")
 	r.must(r.feed.give(t, recs("a", 0, 3)...))
+	r.push("m", "broken")
+	r.must(r.feed.give(t, recs("a", 3, 40)...))
+	r.until("held", func(s control.Status) bool { return s.Ledger.Held == 40 })
 	r.stop()
 	r.cfg.Name = "line2"
 	r.start()
@@ -377,5 +382,9 @@ func TestStrayQueueIsReported(t *testing.T) {
 	if !s.Ledger.Balanced || s.Ledger.Waiting != 3 {
 		t.Fatalf("ledger after the pipeline was renamed: %+v", s.Ledger)
 	}
-	fmt.Fprintln(t.Output(), s.Reasons)
+	if !slices.ContainsFunc(s.Reasons, func(reason string) bool { return strings.Contains(reason, "held/line1") }) {
+		t.Fatalf("the held input of line1 goes unnoticed: %v", s.Reasons)
+	}
+	r.main.setDown(false)
+	r.main.wait(t, 3)
 }

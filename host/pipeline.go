@@ -86,7 +86,7 @@ func (h *Host) openPipeline(ctx context.Context, pc PipelineConfig, bs *books) (
 		}
 	}
 	p := &pipeline{cfg: pc, h: h, log: log, held: held, byHandle: map[uint32]string{},
-		commit: &committer{h: h, log: log, held: held, book: b},
+		commit: newCommitter(h, log, held, b),
 		in:     make(chan item, h.cfg.MemoryRecords), room: semaphore.NewWeighted(int64(h.cfg.MemoryRecords)),
 		effects: make(chan *effect, 8), stopped: make(chan struct{}),
 		seq: b.Seq, heldLeft: held.Stat().WaitingRecords, state: control.PipelineRunning}
@@ -295,7 +295,7 @@ func (p *pipeline) take(ctx context.Context, it item) {
 // input records are counted one by one.
 func (p *pipeline) fill(e *effect, b *abi.Batch, out passed, source string) {
 	produced := make([]bool, len(b.Records))
-	id := sinks.ID{Pipeline: p.commit.book.id, Batch: e.seq}
+	id := sinks.ID{Pipeline: p.commit.id, Batch: e.seq}
 	for i := range out.rows {
 		r := &out.rows[i]
 		if r.origin >= 0 {
@@ -336,7 +336,7 @@ func (p *pipeline) destination(source string, handle uint32) string {
 
 func (p *pipeline) letter(seq uint64, index int, r *abi.Record, rej rejection) spool.Letter {
 	now := time.Now().UnixMicro()
-	id := p.commit.book.id
+	id := p.commit.id
 	var pk packer
 	pk.add(sinks.ID{Pipeline: id, Batch: seq, Index: uint32(index)}, r)
 	return spool.Letter{Owner: spool.Owner{ID: id, Seq: seq}, Origin: "pipeline/" + p.cfg.Name,
