@@ -6,6 +6,7 @@
 //           ends in "loop", rejects one that ends in "reject", and lets one that
 //           ends in "drop" fall
 //   BROKEN  always traps
+//   LOOP    never returns
 //   STAMP   writes the number STAMP into every value
 //   ROUTE   sends records whose integer value is a multiple of ten to the output
 //           "second"
@@ -48,7 +49,7 @@ EXPORT("edgehost_alloc") uint32_t alloc(uint32_t size) {
   return base;
 }
 
-static int ends(ref r, const char *s, uint32_t n) {
+static inline int ends(ref r, const char *s, uint32_t n) {
   if (r.len < n) return 0;
   for (uint32_t i = 0; i < n; i++)
     if (AT(char, r.ptr)[r.len - n + i] != s[i]) return 0;
@@ -73,6 +74,9 @@ EXPORT("edgehost_process") int32_t process(uint32_t batch) {
     row *r = AT(row, h->rows + i * h->row_size);
 #ifdef BROKEN
     __builtin_trap();
+#endif
+#ifdef LOOP
+    for (volatile int x = 0;; x++) {}
 #endif
 #ifdef POISON
     if (ENDS(r->address, "trap")) __builtin_trap();
