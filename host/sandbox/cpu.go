@@ -50,6 +50,7 @@ type call struct {
 	allowed  time.Duration
 	budget   int64 // units of fuel for the whole call
 	used     int64 // units of slices that are used up
+	commits  bool  // its effects are committed: a batch or a tick
 	work     int   // bytes that host functions handled since the last check
 }
 
