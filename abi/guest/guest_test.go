@@ -3,6 +3,9 @@
 package guest
 
 import (
+	"encoding/hex"
+	"encoding/json"
+	"os"
 	"reflect"
 	"slices"
 	"strings"
@@ -229,5 +232,51 @@ func TestConfigAndLog(t *testing.T) {
 	}, testBatch())
 	if err != nil || !slices.Equal(lines, []string{"a", "b", "c", "d"}) {
 		t.Errorf("%v, %v", lines, err)
+	}
+}
+
+// The SDK reads the memory of the ABI's vectors as the records that they hold.
+func TestLayoutVectors(t *testing.T) {
+	b, err := os.ReadFile("../testdata/layout.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var vectors []struct {
+		Name, Image string
+		Base        uint32
+		Records     []json.RawMessage
+	}
+	if err := json.Unmarshal(b, &vectors); err != nil {
+		t.Fatal(err)
+	}
+	for _, v := range vectors {
+		image, err := hex.DecodeString(v.Image)
+		if err != nil {
+			t.Fatal(err)
+		}
+		memory = make([]uint64, memorySize/8)
+		copy(bytesOf(memory)[v.Base:], image)
+		n := 0
+		module = operator{}
+		Map(func(r *Record) {
+			want, err := abi.ParseJSON(v.Records[n])
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := abi.Record{EventTime: r.EventTime(), IngestTime: r.IngestTime(), Source: r.Source(), Address: r.Address(),
+				Protocol: r.Protocol(), Value: r.Value(), Status: r.Status()}
+			for _, a := range want.Attrs {
+				v, _ := r.Attr(a.Key)
+				got.Attrs = append(got.Attrs, abi.Attr{Key: a.Key, Value: v})
+			}
+			if !reflect.DeepEqual(abi.AppendRecord(nil, &got), abi.AppendRecord(nil, &want)) || r.row.attrs.n != uint32(len(want.Attrs)) {
+				t.Errorf("%s, record %d: %+v, want %+v", v.Name, n, got, want)
+			}
+			n++
+		})
+		process(v.Base)
+		if n != len(v.Records) {
+			t.Errorf("%s: %d records, want %d", v.Name, n, len(v.Records))
+		}
 	}
 }
