@@ -3,7 +3,9 @@
 package guest
 
 import (
+	"bytes"
 	"errors"
+	"time"
 	"unsafe"
 
 	"github.com/edgehost/edgehost/abi"
@@ -23,6 +25,9 @@ type Host struct {
 	Config  map[string]string
 	Outputs map[string]uint32
 	Log     func(level Level, text string) // nil drops the lines
+	KV      map[string][]byte              // the state, changed at once; nil grants none
+	Metrics map[string]float64             // the metrics by name; nil drops them
+	names   []string                       // of the metrics, by id
 }
 
 // Run registers an operator by calling setup, starts it and runs it over one
@@ -94,4 +99,47 @@ func hostOutput(name string) int32 {
 		return int32(h)
 	}
 	return abi.ErrnoNotFound
+}
+
+func hostKVGet(key string) ([]byte, bool) {
+	v, ok := native.KV[key]
+	return v, ok
+}
+
+func hostKVSet(key string, value []byte, _ time.Duration) int32 {
+	switch {
+	case native.KV == nil:
+		return abi.ErrnoDenied
+	case key == "":
+		return abi.ErrnoInvalid
+	case len(key) > abi.MaxKey || len(value) > abi.MaxKVValue:
+		return abi.ErrnoTooLarge
+	}
+	native.KV[key] = bytes.Clone(value)
+	return 0
+}
+
+func hostKVDelete(key string) int32 {
+	if native.KV == nil {
+		return abi.ErrnoDenied
+	}
+	delete(native.KV, key)
+	return 0
+}
+
+func hostMetric(_ uint32, name string) int32 {
+	native.names = append(native.names, name)
+	return int32(len(native.names) - 1)
+}
+
+func hostMetricAdd(id int32, delta float64) {
+	if native.Metrics != nil {
+		native.Metrics[native.names[id]] += delta
+	}
+}
+
+func hostMetricSet(id int32, value float64) {
+	if native.Metrics != nil {
+		native.Metrics[native.names[id]] = value
+	}
 }

@@ -2,7 +2,10 @@
 
 package guest
 
-import "unsafe"
+import (
+	"time"
+	"unsafe"
+)
 
 const chunkWords = 4 << 10
 
@@ -81,17 +84,57 @@ func importOutput(name string) int32
 func hostLog(level Level, text string) { importLog(uint32(level), text) }
 
 func hostConfig(key string) (string, bool) {
+	v, ok := fetch(func(buf unsafe.Pointer, size uint32) int32 { return importConfigGet(key, buf, size) })
+	return string(v), ok
+}
+
+// fetch calls a function that fills a buffer or says how large it must be.
+func fetch(get func(buf unsafe.Pointer, size uint32) int32) ([]byte, bool) {
 	buf := make([]byte, 256)
 	for {
-		n := importConfigGet(key, unsafe.Pointer(unsafe.SliceData(buf)), uint32(len(buf)))
+		n := get(unsafe.Pointer(unsafe.SliceData(buf)), uint32(len(buf)))
 		if n < 0 {
-			return "", false
+			return nil, false
 		}
 		if int(n) <= len(buf) {
-			return string(buf[:n]), true
+			return buf[:n], true
 		}
 		buf = make([]byte, n)
 	}
 }
 
 func hostOutput(name string) int32 { return importOutput(name) }
+
+//go:wasmimport edgehost kv_get
+func importKVGet(key string, buf unsafe.Pointer, size uint32) int32
+
+//go:wasmimport edgehost kv_set
+func importKVSet(key string, value unsafe.Pointer, size uint32, ttl int64) int32
+
+//go:wasmimport edgehost kv_delete
+func importKVDelete(key string) int32
+
+//go:wasmimport edgehost metric
+func importMetric(kind uint32, name string) int32
+
+//go:wasmimport edgehost metric_add
+func importMetricAdd(id int32, delta float64) int32
+
+//go:wasmimport edgehost metric_set
+func importMetricSet(id int32, value float64) int32
+
+func hostKVGet(key string) ([]byte, bool) {
+	return fetch(func(buf unsafe.Pointer, size uint32) int32 { return importKVGet(key, buf, size) })
+}
+
+func hostKVSet(key string, value []byte, ttl time.Duration) int32 {
+	return importKVSet(key, unsafe.Pointer(unsafe.SliceData(value)), uint32(len(value)), ttl.Milliseconds())
+}
+
+func hostKVDelete(key string) int32 { return importKVDelete(key) }
+
+func hostMetric(kind uint32, name string) int32 { return importMetric(kind, name) }
+
+func hostMetricAdd(id int32, delta float64) { importMetricAdd(id, delta) }
+
+func hostMetricSet(id int32, value float64) { importMetricSet(id, value) }

@@ -1,5 +1,5 @@
-// Route sends some records to the output "second": every tenth one, or those whose
-// address begins with a prefix.
+// Route sends every tenth record, and those whose address begins with a prefix, to
+// the output "second".
 package main
 
 import (
@@ -9,16 +9,28 @@ import (
 )
 
 func init() {
-	second := guest.Handle("second")
-	prefix, every := guest.Config("prefix"), uint64(guest.ConfigFloat("every", 10))
+	second, every := guest.Handle("second"), int64(guest.ConfigFloat("every", 10))
+	prefix := guest.Config("prefix")
 	guest.Map(func(r *guest.Record) {
-		seq, ok := r.Attr("seq")
-		n, _ := seq.Number()
-		numbered := ok && every > 0 && uint64(n)%every == 0
+		numbered := every > 0 && sequence(r)%every == 0
 		if numbered || (prefix != "" && strings.HasPrefix(r.Address(), prefix)) {
 			r.SetOutput(second)
 		}
 	})
+}
+
+// sequence is the attribute seq of a record or else its value, and -1 when
+// neither is a number.
+func sequence(r *guest.Record) int64 {
+	if seq, ok := r.Attr("seq"); ok {
+		if n, ok := seq.Number(); ok {
+			return int64(n)
+		}
+	}
+	if n, ok := r.Number(); ok {
+		return int64(n)
+	}
+	return -1
 }
 
 func main() {}

@@ -128,6 +128,7 @@ var (
 	grow        = []byte{0x40, 0}
 	fill        = []byte{0xfc, 0x0b, 0}
 	ret         = []byte{0x0f}
+	f64zero     = []byte{0x44, 0, 0, 0, 0, 0, 0, 0, 0}
 )
 
 const allOnes = math.MaxUint32

@@ -27,7 +27,7 @@ const maxItems = 100_000
 func instrument(wasm []byte, l Limits) ([]byte, *meter.Info, error) {
 	cfg := meter.DefaultConfig()
 	cfg.ModuleBytes = l.ModuleBytes
-	cfg.MemoryPages = l.MemoryPages
+	cfg.MemoryPages = 1 << 16 // memory holds each instance to its own limit, and notices
 	cfg.Items = maxItems
 	out, info, err := meter.Instrument(wasm, cfg)
 	var refused *meter.Refused
@@ -36,6 +36,9 @@ func instrument(wasm []byte, l Limits) ([]byte, *meter.Info, error) {
 	}
 	if err != nil {
 		return nil, nil, fmt.Errorf("meter module: %w", err)
+	}
+	if info.MemoryMin > l.MemoryPages {
+		return nil, nil, refuse("the module starts with %d pages of memory, at most %d are allowed", info.MemoryMin, l.MemoryPages)
 	}
 	return out, info, nil
 }
@@ -47,6 +50,7 @@ type call struct {
 	allowed  time.Duration
 	budget   int64 // units of fuel for the whole call
 	used     int64 // units of slices that are used up
+	commits  bool  // its effects are committed: a batch or a tick
 	work     int   // bytes that host functions handled since the last check
 }
 

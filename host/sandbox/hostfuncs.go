@@ -23,6 +23,12 @@ var edgehostFuncs = map[string]hostFunc{
 	"config_get": {signature{"iiii", "i"}, hostConfigGet},
 	"output":     {signature{"ii", "i"}, hostOutput},
 	"features":   {signature{"", "I"}, hostFeatures},
+	"kv_get":     {signature{"iiii", "i"}, hostKVGet},
+	"kv_set":     {signature{"iiiiI", "i"}, hostKVSet},
+	"kv_delete":  {signature{"ii", "i"}, hostKVDelete},
+	"metric":     {signature{"iii", "i"}, hostMetric},
+	"metric_add": {signature{"iF", "i"}, hostMetricAdd},
+	"metric_set": {signature{"iF", "i"}, hostMetricSet},
 }
 
 // exportEdgehost exports the host functions.
@@ -121,6 +127,9 @@ func hostOutput(i *Instance, mem api.Memory, stack []uint64) {
 }
 
 // hostFeatures is features() -> bits.
-func hostFeatures(_ *Instance, _ api.Memory, stack []uint64) {
-	stack[0] = abi.FeatureTick
+func hostFeatures(i *Instance, _ api.Memory, stack []uint64) {
+	stack[0] = abi.FeatureTick | abi.FeatureMetrics
+	if i.env.KV != nil {
+		stack[0] |= abi.FeatureKV
+	}
 }

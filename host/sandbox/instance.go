@@ -13,15 +13,22 @@ import (
 	"github.com/tetratelabs/wazero/experimental"
 )
 
-// Output, Reject and Result are what one call of a module left.
+// Output and Reject are records that a module emitted and rejected.
 type (
 	Output = abi.Output
 	Reject = abi.Reject
-	// Result lists what was emitted, in the module's order, and what was
-	// rejected. Input records that neither names were filtered. Its slices are
-	// valid until the next call of the instance; the records in them may be kept.
-	Result = abi.Outputs
 )
+
+// Result is what one call of a module left: what it emitted, in its order, and
+// what it rejected. Input records that neither names were filtered. The slices are
+// valid until the next call of the instance; the records, keys and values in them
+// may be kept.
+type Result struct {
+	Out     []Output
+	Rejects []Reject
+	KV      []KVWrite // at most one for each key
+	Metrics []Metric  // at most one for each metric
+}
 
 // Instance is one running copy of a module. Its methods are called by one
 // goroutine at a time.
@@ -42,6 +49,9 @@ type Instance struct {
 	call       call
 	granted    int64 // the fuel of the running slice
 	now, mono  int64 // the clocks that the module sees: microseconds, nanoseconds
+	out        abi.Outputs
+	state      state
+	metrics    []Metric // by id, with the changes of this call
 	result     Result
 	stack      [1]uint64 // parameters and results of calls
 }
@@ -145,7 +155,7 @@ func (i *Instance) Process(ctx context.Context, in *abi.Batch) (*Result, error) 
 // result.
 func (i *Instance) Tick(ctx context.Context, in *abi.Batch) (*Result, error) {
 	if !i.module.has.tick {
-		i.result.Out, i.result.Rejects = i.result.Out[:0], i.result.Rejects[:0]
+		i.result = Result{}
 		return &i.result, nil
 	}
 	return i.run(ctx, &abi.Batch{Seq: in.Seq, Time: in.Time}, abi.FlagTick)
@@ -162,11 +172,15 @@ func (i *Instance) run(ctx context.Context, in *abi.Batch, flags uint32) (*Resul
 	}
 	i.now = in.Time
 	i.logs.begin()
+	i.forget()
 	i.memory.refused = false
 	i.arm(ctx, i.env.Limits.Deadline, i.env.Limits.Fuel+i.env.Limits.FuelPerRow*int64(len(in.Records)))
+	i.call.commits = true
 	err := i.batch(&callContext{ctx, i}, in, flags)
 	if err == nil {
 		i.logs.flush(ctx)
+		i.result.Out, i.result.Rejects = i.out.Out, i.out.Rejects
+		i.effects()
 		return &i.result, nil
 	}
 	overflow := isOverflow(err)
@@ -214,7 +228,7 @@ func (i *Instance) batch(ctx context.Context, in *abi.Batch, flags uint32) error
 		}
 		return &abort{ClassBatchError, fmt.Sprintf("%s (code %d)", msg, code)}
 	}
-	return i.arena.Decode(mem, &i.limits, &i.result)
+	return i.arena.Decode(mem, &i.limits, &i.out)
 }
 
 // grow asks the module for an arena of at least need bytes, with some room for
