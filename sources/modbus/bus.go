@@ -73,16 +73,20 @@ type member struct {
 	retries int
 	breaker BreakerConfig
 	groups  []*pollGroup
-	results chan result // as many slots as groups: the bus never waits for a source
+	results chan result // waiting slots for each group: the bus never waits for a source
 	down    chan error  // one slot: the connection cannot be opened
 	bus     *bus
 }
 
+// waiting is how many results of a group may wait to be emitted: one that the
+// source works on, and the next.
+const waiting = 2
+
 // pollGroup is a group of points on its schedule.
 type pollGroup struct {
 	group
-	next   time.Time   // bus only
-	taken  atomic.Bool // the last result is not emitted yet
+	next   time.Time    // bus only
+	queued atomic.Int32 // results that are not emitted yet, at most waiting
 	memory *memory
 }
 
@@ -214,7 +218,7 @@ func (b *bus) tick(m *member, g *pollGroup) {
 	if missed > 0 {
 		m.status.Add(MetricOverruns, float64(missed))
 	}
-	if g.taken.Load() {
+	if g.queued.Load() >= waiting {
 		m.status.Add(MetricOverruns, 1)
 		m.status.Add(MetricBackpressure, 1)
 		return
@@ -226,7 +230,7 @@ func (b *bus) tick(m *member, g *pollGroup) {
 	}
 	m.status.Add(MetricPolls, 1)
 	m.status.Add(MetricPollSeconds, time.Since(now).Seconds())
-	g.taken.Store(true)
+	g.queued.Add(1)
 	m.results <- result{g, p.out}
 }
 

@@ -129,7 +129,9 @@ func (c Config) point(r *Register, errs *fieldErrors) Point {
 	}
 	oneOf(errs, "data_type", p.DataType, DataTypes)
 	unit := *or(r.SlaveID, *c.SlaveID)
-	errs.between("slave_id", unit, 0, 255)
+	if r.SlaveID != nil {
+		errs.between("slave_id", unit, 0, 255)
+	}
 	p.Slave = uint8(unit)
 	order := c.ByteOrder
 	if r.ByteOrder != "" {
@@ -148,7 +150,7 @@ func (c Config) point(r *Register, errs *fieldErrors) Point {
 		errs.between("poll_interval_ms", r.PollIntervalMS, 1, maxSeconds*1000)
 		p.Interval = time.Duration(r.PollIntervalMS) * time.Millisecond
 	}
-	errs.deadband("deadband", p.Deadband)
+	errs.deadband("deadband", *or(r.Deadband, 0))
 	errs.duration("heartbeat_seconds", *or(r.HeartbeatSeconds, 0))
 	*errs = append(*errs, sources.Prefix("tags", sources.ValidateTags(r.Tags))...)
 	p.checkType(r, c.MaxRegistersPerRequest, errs)

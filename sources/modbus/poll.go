@@ -10,7 +10,7 @@ import (
 const (
 	MetricPolls        = "modbus_polls_total"                 // polls of a group
 	MetricRequests     = "modbus_requests_total"              // reads sent
-	MetricPollErrors   = "modbus_poll_errors_total"           // reads that failed for good
+	MetricPollErrors   = "modbus_poll_errors_total"           // reads that failed for good, or were not sent to a unit that is down
 	MetricExceptions   = "modbus_exceptions_total"            // replies that were exceptions
 	MetricTimeouts     = "modbus_timeouts_total"              // reads without a reply
 	MetricReopens      = "modbus_reopens_total"               // connections closed after a failed read

@@ -87,13 +87,19 @@ func fixedAttrs(p *Point, tags map[string]string) []abi.Attr {
 	return attrs[:len(attrs):len(attrs)]
 }
 
+// relearn makes every point be reported anew when a batch was not stored.
+func (s *Source) relearn() {
+	if !s.forget.Swap(false) {
+		return
+	}
+	for i := range s.states {
+		s.states[i].at, s.states[i].bad = time.Time{}, false
+	}
+}
+
 // records appends the records that r makes.
 func (s *Source) records(recs []abi.Record, r result) []abi.Record {
-	if s.forget.Swap(false) {
-		for i := range s.states {
-			s.states[i].at, s.states[i].bad = time.Time{}, false
-		}
-	}
+	s.relearn()
 	before, bytes := len(recs), 0
 	for _, b := range r.blocks {
 		bytes += len(b.data.words) + (len(b.data.bits)+7)/8

@@ -173,7 +173,7 @@ func (s *Source) Run(ctx context.Context, emit sources.Emit) error {
 func (s *Source) member() *member {
 	c := s.config
 	m := &member{source: s.name, status: s.deps.Status, points: s.points, limits: c.limits(), retries: *c.Retries,
-		breaker: c.UnitBreaker, results: make(chan result, len(s.groups)), down: make(chan error, 1)}
+		breaker: c.UnitBreaker, results: make(chan result, waiting*len(s.groups)), down: make(chan error, 1)}
 	for i, g := range s.groups {
 		m.groups = append(m.groups, &pollGroup{group: g, memory: s.memories[i]})
 	}
@@ -199,7 +199,7 @@ func (s *Source) deliver(ctx context.Context, emit sources.Emit, m *member, r re
 		return err
 	}
 	for _, g := range done {
-		g.taken.Store(false)
+		g.queued.Add(-1)
 	}
 	return nil
 }
@@ -211,6 +211,7 @@ func (s *Source) lost(ctx context.Context, emit sources.Emit, m *member, down er
 	for len(m.results) > 0 {
 		recs = s.records(recs, <-m.results)
 	}
+	s.relearn()
 	now := time.Now()
 	for i := range s.points {
 		recs = s.fail(recs, i, now, quality{statusNotConnected, "BadNotConnected", down.Error()})
