@@ -107,16 +107,16 @@ func TestTwoSourcesShareOneConnection(t *testing.T) {
 		if s.State != sources.Failed || !strings.Contains(s.Detail, "shared with source plc, which has another modbus.serial") {
 			t.Errorf("the source with another baud rate is %s: %s", s.State, s.Detail)
 		}
-		stopCNow(stopA, stopB, stopC)
+		stopAll(stopA, stopB, stopC)
 		if len(line.opens) != 1 || line.open != 0 {
 			t.Errorf("opened %d times, %d left open", len(line.opens), line.open)
 		}
 	})
 }
 
-// stopCNow stops the sources at the same time: each stop waits for the last
+// stopAll stops the sources at the same time: each stop waits for the last
 // connection.
-func stopCNow(stops ...func()) {
+func stopAll(stops ...func()) {
 	done := make(chan struct{})
 	for _, stop := range stops {
 		go func() { stop(); done <- struct{}{} }()
@@ -145,7 +145,7 @@ func TestDeadUnitCostsTheOthersNothing(t *testing.T) {
 		}
 		b := newBench(t, line, "modbus+tcp://h", text.String())
 		stop := b.run(t)
-		time.Sleep(20 * time.Second)
+		time.Sleep(20*time.Second + 500*time.Millisecond)
 		line.forget()
 		b.take()
 		time.Sleep(100 * time.Second)
@@ -342,6 +342,7 @@ func TestRefusedPointIsFoundAndRemembered(t *testing.T) {
 		}
 		line.answer = illegal()
 		time.Sleep(65 * time.Second)
+		synctest.Wait()
 		line.forget()
 		b.take()
 		time.Sleep(time.Second)
@@ -387,7 +388,7 @@ func TestOldDeviceWithFewRegistersPerRequest(t *testing.T) {
 		}}
 		b := newBench(t, line, "modbus+tcp://h", "addressing: zero_based\nregisters: [{address: 0, count: 125, register_type: holding}]")
 		stop := b.run(t)
-		time.Sleep(3 * time.Second)
+		time.Sleep(3*time.Second + 500*time.Millisecond)
 		line.forget()
 		b.take()
 		time.Sleep(time.Second)
@@ -407,7 +408,7 @@ func TestDeviceThatRefusesEverythingIsNotFlooded(t *testing.T) {
 		line := &fakeLine{answer: illegal(all...)}
 		b := newBench(t, line, "modbus+tcp://h", "addressing: zero_based\nregisters: [{address: 0, count: 125, register_type: holding}]")
 		stop := b.run(t)
-		time.Sleep(30 * time.Second)
+		time.Sleep(30*time.Second + 500*time.Millisecond)
 		for _, r := range line.requests() {
 			if n := countAt(line.requests(), r.at); n > 2*splitsPerPoll+8 {
 				t.Fatalf("%d requests in one poll", n)
@@ -521,6 +522,6 @@ func TestBlockedSourceDoesNotHoldUpItsNeighbour(t *testing.T) {
 		if n := len(b.take()); n != 22 {
 			t.Errorf("the neighbour got %d records in 11 polls, want 22", n)
 		}
-		stopCNow(stopA, stopB)
+		stopAll(stopA, stopB)
 	})
 }
