@@ -15,8 +15,14 @@ package zerobus
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
+	"sync"
+	"sync/atomic"
 	"time"
+
+	"github.com/edgehost/edgehost/sinks"
 )
 
 // Options is what a Sink is made of.
@@ -50,19 +56,151 @@ func Fixed(s Schema) func(context.Context) (Schema, error) {
 
 // Stats counts what a Sink did since it was made.
 type Stats struct {
-	Streams         uint64 `json:"streams"`         // SDK streams opened
-	Rotations       uint64 `json:"rotations"`       // of them ended as planned by the service
-	Requests        uint64 `json:"requests"`        // handed to the SDK
-	Sent            uint64 `json:"sent"`            // records in them, repeats included
-	SentBytes       uint64 `json:"sent_bytes"`      // encoded rows in them
-	Resent          uint64 `json:"resent"`          // records that an earlier stream had been given already
-	Acked           uint64 `json:"acked"`           // records acknowledged by the service
-	Refused         uint64 `json:"refused"`         // records refused, by the service or by conversion
-	Bisections      uint64 `json:"bisections"`      // windows searched for refused rows
-	Throttled       uint64 `json:"throttled"`       // requests of the service to slow down
-	TokenMints      uint64 `json:"token_mints"`     // tokens issued to us
-	TokenFailures   uint64 `json:"token_failures"`  // token requests that failed
-	ScaledClamped   uint64 `json:"scaled_clamped"`  // scaled_value beyond int32, written as its bound
-	WindowBytes     int64  `json:"window_bytes"`    // encoded rows that wait for their acks now
-	LastDurabilityS int64  `json:"last_durability"` // microseconds from hand-over to ack of the newest request
+	Streams       uint64 `json:"streams"`        // SDK streams opened
+	Rotations     uint64 `json:"rotations"`      // of them ended as planned by the service
+	Requests      uint64 `json:"requests"`       // handed to the SDK
+	Sent          uint64 `json:"sent"`           // records in them, repeats included
+	SentBytes     uint64 `json:"sent_bytes"`     // encoded rows in them
+	Resent        uint64 `json:"resent"`         // records that an earlier stream had been given already
+	Acked         uint64 `json:"acked"`          // records acknowledged by the service
+	Refused       uint64 `json:"refused"`        // records refused, by the service or by conversion
+	Bisections    uint64 `json:"bisections"`     // windows searched for refused rows
+	Throttled     uint64 `json:"throttled"`      // requests of the service to slow down
+	TokenMints    uint64 `json:"token_mints"`    // tokens issued to us
+	TokenFailures uint64 `json:"token_failures"` // token requests that failed
+	ScaledClamped uint64 `json:"scaled_clamped"` // scaled_value beyond int32, written as its bound
+	WindowBytes   int64  `json:"window_bytes"`   // encoded rows that wait for their acks now
+	AckLatencyUS  int64  `json:"ack_latency_us"` // microseconds from hand-over to ack of the newest request
+}
+
+// The limits of a request and of the window, and the times, when Options leaves
+// them 0.
+const (
+	defaultBatch       = 100
+	defaultWindow      = 32 << 20
+	defaultAckTimeout  = 60 * time.Second
+	defaultOpenTimeout = 15 * time.Second
+	// maxRequest is the largest encoded request: 10 MiB less 64 KiB, as in the
+	// vendor's clients.
+	maxRequest = 10_420_224
+	// requestOverhead is more than what a request has besides its rows.
+	requestOverhead = 64
+)
+
+// Sink delivers to one table of Unity Catalog. Open is called by one goroutine,
+// Stats by any.
+type Sink struct {
+	o      Options
+	table  string
+	tokens tokenCache
+	count  counters
+
+	// What one stream leaves for the next. Streams live one after the other.
+	mu        sync.Mutex
+	highest   uint64      // greatest sequence that a stream was given
+	suspect   uint64      // records up to here may hold one that is refused; 0 is none
+	neighbour bool        // the stream that was refused had rows accepted before
+	refused   []time.Time // rows refused by the service within the last hour
+}
+
+// counters is Stats while it is counted.
+type counters struct {
+	streams, rotations, requests, sent, sentBytes, resent, acked, refused, bisections, throttled, clamped atomic.Uint64
+	window, latency                                                                                       atomic.Int64
+}
+
+// New makes a sink. The error lists everything that is wrong with o.Config; the
+// credentials in it are not looked at.
+func New(o Options) (*Sink, error) {
+	checked := o.Config
+	checked.Auth = Auth{ClientID: "-", ClientSecret: "-"}
+	var errs []error
+	for _, e := range checked.Validate() {
+		errs = append(errs, e)
+	}
+	if err := errors.Join(errs...); err != nil {
+		return nil, fmt.Errorf("configure zerobus: %w", err)
+	}
+	if o.BatchRecords <= 0 {
+		o.BatchRecords = defaultBatch
+	}
+	if o.WindowBytes <= 0 {
+		o.WindowBytes = defaultWindow
+	}
+	o.WindowBytes = max(o.WindowBytes, 2*maxRequest) // room for a request of the largest size
+	if o.AckTimeout <= 0 {
+		o.AckTimeout = defaultAckTimeout
+	}
+	if o.OpenTimeout <= 0 {
+		o.OpenTimeout = defaultOpenTimeout
+	}
+	return &Sink{o: o, table: o.Config.Target.String()}, nil
+}
+
+// Open opens a stream. See sinks.Sink.
+func (s *Sink) Open(ctx context.Context) (sinks.Stream, error) {
+	schema, err := s.o.Schema(ctx)
+	if err == nil {
+		err = schema.Validate()
+	}
+	if err != nil {
+		return nil, sinks.HoldAs(sinks.StateSchemaUnknown, fmt.Errorf("read schema of %s: %w", s.table, err))
+	}
+	schema.Table = s.table
+	w, err := s.dial(ctx, schema)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	suspect, neighbour := s.suspect, s.neighbour
+	s.mu.Unlock()
+	st := &stream{
+		sink: s, schema: schema, enc: newEncoder(schema), wire: w,
+		acks: sinks.NewAckQueue(), done: make(chan struct{}),
+	}
+	if suspect > 0 {
+		st.search = &search{stream: st, upTo: suspect, neighbour: neighbour}
+		s.count.bisections.Add(1)
+	} else {
+		go st.settle(w, 0)
+	}
+	return st, nil
+}
+
+// Stats returns what was counted so far.
+func (s *Sink) Stats() Stats {
+	c := &s.count
+	mints, fails := s.tokens.counts()
+	return Stats{
+		Streams: c.streams.Load(), Rotations: c.rotations.Load(), Requests: c.requests.Load(),
+		Sent: c.sent.Load(), SentBytes: c.sentBytes.Load(), Resent: c.resent.Load(),
+		Acked: c.acked.Load(), Refused: c.refused.Load(), Bisections: c.bisections.Load(),
+		Throttled: c.throttled.Load(), TokenMints: mints, TokenFailures: fails,
+		ScaledClamped: c.clamped.Load(), WindowBytes: c.window.Load(), AckLatencyUS: c.latency.Load(),
+	}
+}
+
+// maxRefusedAnHour is how many rows the service may refuse before they are taken
+// for a fault of the table.
+const maxRefusedAnHour = 100
+
+// admitRefusal notes one more refused row; false when there were too many.
+func (s *Sink) admitRefusal() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.refusalsLeft() == 0 {
+		return false
+	}
+	s.refused = append(s.refused, time.Now())
+	return true
+}
+
+// refusalsLeft is how many rows may still be refused in this hour. s.mu is held.
+func (s *Sink) refusalsLeft() int {
+	old := 0
+	for old < len(s.refused) && time.Since(s.refused[old]) > time.Hour {
+		old++
+	}
+	s.refused = s.refused[old:]
+	return maxRefusedAnHour - len(s.refused)
 }
