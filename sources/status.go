@@ -1,6 +1,7 @@
 package sources
 
 import (
+	"log/slog"
 	"sync"
 	"time"
 )
@@ -36,6 +37,9 @@ type Status struct {
 	detail   string
 	since    time.Time
 	last     time.Time
+	upSince  time.Time     // zero: not connected
+	stable   time.Duration // longest connected period since takeStable
+	logged   report
 	records  uint64
 	bytes    uint64
 	failed   map[string]uint64
@@ -60,8 +64,59 @@ func (s *Status) Set(state State, detail string) (changed bool) {
 	if s.state != state {
 		s.since = time.Now()
 	}
+	switch up := state == Connected || state == Degraded || state == Stalled; {
+	case up && s.upSince.IsZero():
+		s.upSince = time.Now()
+	case !up && !s.upSince.IsZero():
+		s.stable = max(s.stable, time.Since(s.upSince))
+		s.upSince = time.Time{}
+	}
 	s.state, s.detail = state, detail
 	return true
+}
+
+type report struct {
+	state  State
+	detail string
+}
+
+// Report is Set, and one line in the log for each change that a person wants
+// to see: an outage with a thousand attempts is one line when it begins and one
+// when it ends. Sources and the supervisor use it in place of Set.
+func (s *Status) Report(log *slog.Logger, state State, detail string) {
+	if !s.Set(state, detail) {
+		return
+	}
+	if state == Starting || state == Connecting {
+		log.Debug("source "+string(state), "detail", detail)
+		return
+	}
+	s.mu.Lock()
+	now := report{state, detail}
+	known := s.logged == now
+	s.logged = now
+	s.mu.Unlock()
+	switch {
+	case known:
+		log.Debug("source "+string(state), "detail", detail)
+	case state == Connected || state == Stopped || state == Disabled:
+		log.Info("source "+string(state), "detail", detail)
+	default:
+		log.Warn("source "+string(state), "detail", detail)
+	}
+}
+
+// takeStable returns the longest time for which the source was connected since
+// the last call.
+func (s *Status) takeStable() time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	d := s.stable
+	s.stable = 0
+	if !s.upSince.IsZero() {
+		d = max(d, time.Since(s.upSince))
+	}
+	return d
 }
 
 // Read counts records that arrived, and the bytes that carried them.
