@@ -157,7 +157,7 @@ func (g *Guarded) attempt() {
 	switch {
 	case !g.status.OpenedAt.IsZero():
 		g.status.State = StateHalfOpen
-	case !g.status.State.Held():
+	case !g.status.State.Held() && g.status.State != StateThrottled:
 		g.status.State = StateConnecting
 	}
 }

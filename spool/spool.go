@@ -18,9 +18,17 @@ package spool
 
 import (
 	"errors"
+	"fmt"
+	"io"
 	"log/slog"
+	"net/url"
+	"os"
+	"slices"
+	"strings"
+	"sync"
 	"time"
 
+	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
@@ -130,4 +138,256 @@ type Usage struct {
 	Bytes           uint64 // everything below Dir, quarantine included
 	QuarantineBytes uint64
 	FreeBytes       uint64 // what the file system has left for us; 0 when unknown
+}
+
+// The directories of a spool: keyring.json, keyring.json.bak and host.lock lie
+// beside them.
+const (
+	queueDir      = "q"     // <name>/{identity,cursor,data}
+	stateDir      = "state" // <name>/{identity,data}
+	dlqDir        = "dlq"   // identity, data
+	quarantineDir = "quarantine"
+	dataName      = "data"
+	lockName      = "host.lock"
+
+	closeLimit = 15 * time.Second
+)
+
+// Spool is a directory of queues, open and locked for this process. Any
+// goroutine may call any method.
+type Spool struct {
+	disk        disk
+	dir         string
+	o           Options
+	log         *slog.Logger
+	keys        *keyring
+	cursorKey   []byte
+	identityKey []byte
+	nameKey     []byte
+	generated   string
+	lock        io.Closer
+	cache       *pebble.Cache
+
+	mu     sync.Mutex
+	closed bool
+	queues map[string]*Queue
+	states map[string]*State
+	dlq    *DeadLetters
+}
+
+// Open takes the lock and opens the keyring, and makes both in an empty
+// directory. No queue is touched before the key has proved right. Errors:
+// ErrLocked, ErrWrongKey, ErrWeakKey, or of the file system.
+func Open(o Options) (*Spool, error) {
+	s := &Spool{dir: o.Dir, o: o, log: o.Logger, queues: map[string]*Queue{}, states: map[string]*State{}}
+	s.disk = disk{FS: o.FS}
+	if o.FS == nil {
+		s.disk = disk{FS: vfs.Default, real: true}
+	}
+	if s.o.Getenv == nil {
+		s.o.Getenv = os.Getenv
+	}
+	if s.o.WindowRecords == 0 {
+		s.o.WindowRecords = 10_000
+	}
+	if s.o.MaxLetterBytes == 0 {
+		s.o.MaxLetterBytes = 64 << 20
+	}
+	if err := s.disk.mkdir(s.dir); err != nil {
+		return nil, fmt.Errorf("open spool: %w", err)
+	}
+	var err error
+	if s.lock, err = s.disk.lock(s.disk.PathJoin(s.dir, lockName)); err != nil {
+		return nil, fmt.Errorf("open spool: %w", err)
+	}
+	if err := s.openKeys(); err != nil {
+		s.lock.Close()
+		return nil, fmt.Errorf("open spool: %w", err)
+	}
+	s.cache = pebble.NewCache(cacheSize)
+	return s, nil
+}
+
+func (s *Spool) openKeys() error {
+	var err error
+	s.keys, s.generated, err = openKeyring(s.disk, s.dir, s.o.Keys, s.o.Getenv, s.log)
+	if err != nil {
+		return err
+	}
+	for purpose, key := range map[string]*[]byte{"cursor": &s.cursorKey, "identity": &s.identityKey, "names": &s.nameKey} {
+		if *key, err = s.keys.derive(purpose); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// GeneratedKey returns the path of the key file when the key lies beside the
+// data because the configuration names none; "" otherwise.
+func (s *Spool) GeneratedKey() string { return s.generated }
+
+// Queue opens the queue called name, or makes it. keep says whether the commit
+// that covers an owner's frame is known; frames that it refuses are voided. It
+// is asked only about the newest frames, whose fate the last run did not write
+// down. A queue that is open already is returned as it is.
+func (s *Spool) Queue(name string, keep func(Owner) bool) (*Queue, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil, ErrClosed
+	}
+	if q := s.queues[name]; q != nil {
+		return q, nil
+	}
+	q, err := s.openQueue(name, keep)
+	if err != nil {
+		return nil, fmt.Errorf("open queue %s: %w", name, err)
+	}
+	s.queues[name] = q
+	return q, nil
+}
+
+// Queues returns the names of the queues on disk, open or not, sorted.
+func (s *Spool) Queues() []string {
+	files, err := s.disk.list(s.disk.PathJoin(s.dir, queueDir))
+	if err != nil {
+		s.log.Error("cannot list the queues of the spool", "error", err)
+	}
+	var names []string
+	for _, f := range files {
+		if name, err := unsafeName(f); err == nil {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// State opens the state store called name, or makes it.
+func (s *Spool) State(name string) (*State, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil, ErrClosed
+	}
+	if st := s.states[name]; st != nil {
+		return st, nil
+	}
+	st, err := s.openState(name)
+	if err != nil {
+		return nil, err
+	}
+	s.states[name] = st
+	return st, nil
+}
+
+// DeadLetters opens the dead-letter queue. Letters whose owner keep refuses are
+// removed; a letter with a zero Owner.ID needs no commit and is not asked about.
+func (s *Spool) DeadLetters(keep func(Owner) bool) (*DeadLetters, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil, ErrClosed
+	}
+	if s.dlq != nil {
+		return s.dlq, nil
+	}
+	d, err := s.openDeadLetters(keep)
+	if err != nil {
+		return nil, err
+	}
+	s.dlq = d
+	return d, nil
+}
+
+// Usage adds up what the spool takes on disk. It walks the directory: not more
+// than once a second, please.
+func (s *Spool) Usage() (Usage, error) {
+	u := Usage{
+		Bytes:           s.disk.size(s.dir),
+		QuarantineBytes: s.disk.size(s.disk.PathJoin(s.dir, quarantineDir)),
+	}
+	free, err := s.disk.GetDiskUsage(s.dir)
+	if err != nil {
+		return u, fmt.Errorf("ask for free space: %w", err)
+	}
+	u.FreeBytes = free.AvailBytes
+	return u, nil
+}
+
+// Close finishes the commits that are under way, writes the cursors and gives
+// up the lock. It takes at most 15 seconds: with a disk that hangs it returns an
+// error, and the process may exit, since all that was acknowledged is on disk.
+func (s *Spool) Close() error {
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return nil
+	}
+	s.closed = true
+	s.mu.Unlock()
+
+	done := make(chan error, 1)
+	go func() { done <- s.closeAll() }()
+	select {
+	case err := <-done:
+		return err
+	case <-time.After(closeLimit):
+		return fmt.Errorf("close spool: the disk did not answer within %s", closeLimit)
+	}
+}
+
+func (s *Spool) closeAll() error {
+	var wg sync.WaitGroup
+	errs := make([]error, 0, len(s.queues)+len(s.states)+2)
+	var mu sync.Mutex
+	add := func(err error) {
+		mu.Lock()
+		defer mu.Unlock()
+		errs = append(errs, err)
+	}
+	for _, q := range s.queues {
+		wg.Go(func() { add(q.close()) })
+	}
+	for _, st := range s.states {
+		wg.Go(func() { add(st.close()) })
+	}
+	if s.dlq != nil {
+		wg.Go(func() { add(s.dlq.close()) })
+	}
+	wg.Wait()
+	s.cache.Unref()
+	add(s.lock.Close())
+	return errors.Join(errs...)
+}
+
+// safeName turns a name into a file name: letters, digits, '-', '_' and '.'
+// stay, every other byte, and a dot in front, becomes %XX.
+func safeName(name string) (string, error) {
+	var b strings.Builder
+	for i := range len(name) {
+		c := name[i]
+		switch {
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', c == '-', c == '_', c == '.' && i > 0:
+			b.WriteByte(c)
+		default:
+			fmt.Fprintf(&b, "%%%02X", c)
+		}
+	}
+	if b.Len() == 0 || b.Len() > 200 {
+		return "", fmt.Errorf("name %q: it must have 1 to 200 bytes, and fewer with unusual characters", name)
+	}
+	return b.String(), nil
+}
+
+// unsafeName is the way back.
+func unsafeName(file string) (string, error) {
+	name, err := url.PathUnescape(file)
+	if err != nil {
+		return "", err
+	}
+	if again, err := safeName(name); err != nil || again != file {
+		return "", fmt.Errorf("%q is not the file name of a queue", file)
+	}
+	return name, nil
 }

@@ -35,8 +35,8 @@ type search struct {
 const (
 	// maxRun is how many rows in a row may be refused before the table is at fault.
 	maxRun = 16
-	// neighbourWait is how long a refused row without a neighbour waits for one.
-	neighbourWait = 5 * time.Second
+	// defaultNeighbourWait is Options.NeighbourWait when that is 0.
+	defaultNeighbourWait = 5 * time.Second
 )
 
 // item is one record in the window: its row, or why it has none.
@@ -77,7 +77,7 @@ func (c *search) send(ctx context.Context, recs []sinks.Record) (rest []sinks.Re
 		}
 	}
 	if len(c.unproven) > 0 {
-		c.waiting = time.AfterFunc(neighbourWait, c.noNeighbour)
+		c.waiting = time.AfterFunc(c.stream.sink.o.NeighbourWait, c.noNeighbour)
 		return nil, nil
 	}
 	if last < c.upTo && len(rest) == 0 {
@@ -311,7 +311,10 @@ func (c *search) tooMany(err error) error {
 
 // words is what the service said about a row.
 func (c *search) words(err error) string {
-	text := status.Convert(err).Message()
+	text := err.Error()
+	if st := answer(err); st != nil {
+		text = st.Message()
+	}
 	if c.secret != "" {
 		text = strings.ReplaceAll(text, c.secret, "[redacted]")
 	}

@@ -46,7 +46,11 @@ type Options struct {
 	AckTimeout time.Duration
 	// OpenTimeout bounds one attempt to open a stream, token included; 0 is 15 s.
 	OpenTimeout time.Duration
-	Log         *slog.Logger
+	// NeighbourWait is how long a refused row waits for another row when there is
+	// nothing else to send, before the destination is held: only a row that is
+	// accepted shows that the refused one is at fault. 0 is 5 s.
+	NeighbourWait time.Duration
+	Log           *slog.Logger // never nil
 }
 
 // Fixed is an Options.Schema that always returns s.
@@ -131,6 +135,9 @@ func New(o Options) (*Sink, error) {
 	if o.AckTimeout <= 0 {
 		o.AckTimeout = defaultAckTimeout
 	}
+	if o.NeighbourWait <= 0 {
+		o.NeighbourWait = defaultNeighbourWait
+	}
 	if o.OpenTimeout <= 0 {
 		o.OpenTimeout = defaultOpenTimeout
 	}
@@ -161,6 +168,7 @@ func (s *Sink) Open(ctx context.Context) (sinks.Stream, error) {
 	if suspect > 0 {
 		st.search = &search{stream: st, upTo: suspect, neighbour: neighbour}
 		s.count.bisections.Add(1)
+		s.o.Log.Info("something in the window was refused: delivering it with care to find the rows", "table", s.table, "up_to", suspect)
 	} else {
 		go st.settle(w, 0)
 	}

@@ -214,11 +214,21 @@ var sdkNoise = strings.NewReplacer("zerobus: WaitForOffset: ", "", "zerobus: Cre
 // secret that a peer echoes is taken out.
 func explain(what string, err error, secret string) error {
 	text := sdkNoise.Replace(err.Error())
-	if st, ok := status.FromError(err); ok {
+	if st := answer(err); st != nil {
 		text = st.Code().String() + ": " + st.Message()
 	}
 	if secret != "" {
 		text = strings.ReplaceAll(text, secret, "[redacted]")
 	}
 	return explainedError{what + ": " + text, err}
+}
+
+// answer is the service's status in err, without what was wrapped around it; nil
+// when there is none.
+func answer(err error) *status.Status {
+	var s interface{ GRPCStatus() *status.Status }
+	if errors.As(err, &s) {
+		return s.GRPCStatus()
+	}
+	return nil
 }

@@ -2,12 +2,14 @@ package modbus
 
 import "time"
 
-// breaker keeps a unit that does not answer from costing the others its
-// time-outs. It belongs to the bus's goroutine.
-type breaker struct {
+// unit is what a bus knows of one of its units. It belongs to the bus's
+// goroutine. Its breaker keeps a unit that does not answer from costing the
+// others its time-outs.
+type unit struct {
 	fails int       // in a row
 	until time.Time // not zero: open, one request is let through from then on
 	err   error     // the last failure
+	doubt doubt
 }
 
 type unitState int
@@ -18,7 +20,7 @@ const (
 	unitProbe // down, but one request is due
 )
 
-func (u *breaker) state(now time.Time) unitState {
+func (u *unit) state(now time.Time) unitState {
 	switch {
 	case u.until.IsZero():
 		return unitUp
@@ -28,25 +30,25 @@ func (u *breaker) state(now time.Time) unitState {
 	return unitProbe
 }
 
-func (b *bus) unit(slave uint8) *breaker {
+func (b *bus) unit(slave uint8) *unit {
 	u := b.units[slave]
 	if u == nil {
-		u = &breaker{}
+		u = &unit{}
 		b.units[slave] = u
 	}
 	return u
 }
 
-func (p *poller) unitAnswered(u *breaker) {
+func (p *poller) unitAnswered(u *unit) {
 	wasDown := !u.until.IsZero()
-	*u = breaker{}
+	u.fails, u.until, u.err = 0, time.Time{}, nil
 	if wasDown {
 		p.bus.log.Info("modbus unit answers again", "unit", p.group.slave)
 		p.bus.countDown()
 	}
 }
 
-func (p *poller) unitFailed(u *breaker, err error) {
+func (p *poller) unitFailed(u *unit, err error) {
 	u.err = err
 	u.fails++
 	if u.fails < p.member.breaker.Failures {

@@ -40,7 +40,7 @@ func (bs *Buses) join(s settings, m *member) error {
 	defer bs.mu.Unlock()
 	b := bs.open[s.key()]
 	if b == nil {
-		b = &bus{settings: s, buses: bs, log: bs.log.With("endpoint", s.key()), wake: make(chan struct{}, 1), units: map[uint8]*breaker{}}
+		b = &bus{settings: s, buses: bs, log: bs.log.With("endpoint", s.key()), wake: make(chan struct{}, 1), units: map[uint8]*unit{}}
 		bs.open[s.key()] = b
 		bs.wg.Go(b.run)
 	}
@@ -122,7 +122,7 @@ type bus struct {
 	used       bool     // link has carried a reply
 	quietUntil time.Time
 	lastEnd    time.Time // of the last request
-	units      map[uint8]*breaker
+	units      map[uint8]*unit
 }
 
 func (b *bus) poke() {
@@ -266,7 +266,8 @@ func (b *bus) connect() error {
 
 // drop closes the connection after a failure. Where a late reply could pass for
 // the next one, the line is left alone for one time-out before it is opened
-// again; opening discards what came in meanwhile.
+// again; opening discards what came in meanwhile. What comes later still, doubt
+// finds out.
 func (b *bus) drop(err error) {
 	b.log.Debug("modbus connection closed", "err", err)
 	b.hangUp()

@@ -16,7 +16,7 @@ type Config struct {
 	SlaveID                *int              `yaml:"slave_id"`                  // unit, 0 to 255; default 1
 	PollIntervalSeconds    float64           `yaml:"poll_interval_seconds"`     // fractions allowed; default 1
 	PollIntervalMS         int               `yaml:"poll_interval_ms"`          // in place of poll_interval_seconds
-	TimeoutMS              int               `yaml:"timeout_ms"`                // for one reply; default 1000
+	TimeoutMS              int               `yaml:"timeout_ms"`                // from request to reply, on serial lines with the time on the wire; default 1000
 	Retries                *int              `yaml:"retries"`                   // after a request that failed; default 1
 	PauseBetweenRequestsMS int               `yaml:"pause_between_requests_ms"` // default 0
 	PauseAfterConnectMS    int               `yaml:"pause_after_connect_ms"`    // default 0

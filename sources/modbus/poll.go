@@ -130,7 +130,7 @@ func (p *poller) read(start uint16, count int) (data, time.Time, error) {
 			return data{}, time.Time{}, err
 		}
 		reused := b.used
-		d, at, err := p.request(start, count)
+		d, at, err := p.exchange(unit, start, count)
 		var ex exception
 		var lost lostError
 		switch {
@@ -165,8 +165,18 @@ func (p *poller) read(start uint16, count int) (data, time.Time, error) {
 	}
 }
 
+// exchange makes sure that the unit is in step, and sends one read.
+func (p *poller) exchange(u *unit, start uint16, count int) (data, time.Time, error) {
+	if u.doubt.expire(time.Now()); len(u.doubt) > 0 {
+		if err := p.resync(u, start, count); err != nil {
+			return data{}, time.Now(), err
+		}
+	}
+	return p.request(u, start, count)
+}
+
 // request sends one read on the open connection and closes it when it failed.
-func (p *poller) request(start uint16, count int) (data, time.Time, error) {
+func (p *poller) request(u *unit, start uint16, count int) (data, time.Time, error) {
 	b, status := p.bus, p.member.status
 	b.pause(b.conn.pauseBetween - time.Since(b.lastEnd))
 	begin := time.Now()
@@ -184,6 +194,9 @@ func (p *poller) request(start uint16, count int) (data, time.Time, error) {
 			status.Add(MetricTimeouts, 1)
 		}
 		status.Add(MetricReopens, 1)
+		if b.conn.rtu() {
+			u.doubt.add(p.group.table, start, count)
+		}
 		b.drop(err)
 	}
 	return d, begin.Add(end.Sub(begin) / 2), err

@@ -264,6 +264,23 @@ func (c Config) Warnings(endpoint string) []sources.FieldError {
 	if c.Ack == "received" {
 		out = append(out, sources.FieldError{Path: "ack", Msg: "received acknowledges before the record is durable: a crash loses what is in memory"})
 	}
+	return append(out, c.overlapWarnings()...)
+}
+
+// overlapWarnings names filters that share topics without one covering the
+// other: subscriptions cannot be reduced there, and MQTT 3.1.1 leaves it to the
+// broker whether it sends a message once or once for each (section 3.3.5).
+func (c Config) overlapWarnings() []sources.FieldError {
+	var out []sources.FieldError
+	for i, t := range c.Topics {
+		for _, earlier := range c.Topics[:i] {
+			a, b := strings.Split(earlier.Topic, "/"), strings.Split(t.Topic, "/")
+			if t.SharedGroup+earlier.SharedGroup == "" && overlap(a, b) && !covers(a, b) && !covers(b, a) {
+				out = append(out, sources.FieldError{Path: fmt.Sprintf("topics[%d].topic", i), Msg: fmt.Sprintf(
+					"%s and %s select some of the same topics: a few brokers send such messages twice (mosquitto does not)", t.Topic, earlier.Topic)})
+			}
+		}
+	}
 	return out
 }
 

@@ -20,6 +20,9 @@ const (
 	fromNanos  = 1e17
 )
 
+// maxDigits is more than any timestamp has.
+const maxDigits = 64
+
 // parseTime reads a JSON number or string as microseconds since the Unix epoch.
 func parseTime(format string, v json.RawMessage) (int64, error) {
 	text := string(v)
@@ -48,8 +51,13 @@ func parseDate(text string) (int64, error) {
 // parseEpoch reads a decimal number of s, ms, us or ns without losing
 // microseconds to binary fractions.
 func parseEpoch(format, text string) (int64, error) {
+	if len(text) > maxDigits || strings.ContainsAny(text, "xX_pP") {
+		return 0, errTimestamp
+	}
+	// A number that is 0 as a float64 may have an exponent that big.Rat would
+	// write out in full.
 	f, err := strconv.ParseFloat(text, 64)
-	if err != nil || !(f > -1e19 && f < 1e19) || strings.ContainsAny(text, "xX_pP") {
+	if err != nil || f == 0 || !(f > -1e19 && f < 1e19) {
 		return 0, errTimestamp
 	}
 	if format == "auto" {
