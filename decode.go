@@ -180,6 +180,8 @@ func (d *document) value(path string, n ast.Node, v reflect.Value, depth int) {
 		d.mapping(path, n, v, depth)
 	case reflect.Slice:
 		d.sequence(path, n, v, depth)
+	case reflect.Interface:
+		d.anything(path, n, v)
 	default:
 		d.scalar(path, n, v)
 	}
@@ -383,6 +385,24 @@ func (d *document) scalar(path string, n ast.Node, v reflect.Value) {
 	}
 }
 
+// anything decodes a single value whose type the file decides: text in quotes
+// and what variables hold is text.
+func (d *document) anything(path string, n ast.Node, v reflect.Value) {
+	_, quoted, _ := scalarText(n)
+	var text string
+	d.scalar(path, n, reflect.ValueOf(&text).Elem())
+	v.Set(reflect.ValueOf(text))
+	if quoted || d.places[path].expanded {
+		return
+	}
+	for _, typed := range []any{new(bool), new(int64), new(float64)} {
+		if p := reflect.ValueOf(typed).Elem(); setNumber(p, text) == "" {
+			v.Set(p)
+			return
+		}
+	}
+}
+
 // setNumber parses text into a bool or number; it returns what is wrong.
 func setNumber(v reflect.Value, text string) string {
 	digits := strings.ReplaceAll(text, "_", "")
@@ -522,30 +542,41 @@ func fieldsOf(t reflect.Type) []field {
 // suggest names the key that was probably meant: one that is spelt alike, or one
 // of that very name in a block further in.
 func suggest(name string, fields []field) string {
-	best, distance := "", max(2, len(name)/3)+1
-	for _, f := range fields {
-		if n := levenshtein(name, f.name); n < distance {
-			best, distance = f.name, n
-		}
+	names := make([]string, len(fields))
+	for i := range fields {
+		names[i] = fields[i].name
 	}
+	best := nearest(name, names)
 	for _, f := range fields {
 		t := f.typ
 		for t.Kind() == reflect.Pointer {
 			t = t.Elem()
 		}
-		if t.Kind() != reflect.Struct || best != "" {
-			continue
-		}
-		if slices.ContainsFunc(fieldsOf(t), func(g field) bool { return g.name == name }) {
+		if best == "" && t.Kind() == reflect.Struct && slices.ContainsFunc(fieldsOf(t), func(g field) bool { return g.name == name }) {
 			best = f.name + "." + name
 		}
 	}
-	if best != "" {
-		return fmt.Sprintf("; did you mean %s?", best)
+	return meant(best, names)
+}
+
+// nearest returns the name that is spelt most like name, "" when none is.
+func nearest(name string, names []string) string {
+	best, distance := "", max(2, len(name)/3)+1
+	for _, n := range names {
+		if d := levenshtein(name, n); d < min(distance, len(name)) {
+			best, distance = n, d
+		}
 	}
-	names := make([]string, len(fields))
-	for i := range fields {
-		names[i] = fields[i].name
+	return best
+}
+
+// meant is the end of a sentence about an unknown name.
+func meant(best string, names []string) string {
+	switch {
+	case best != "":
+		return fmt.Sprintf("; did you mean %s?", best)
+	case len(names) == 0:
+		return ""
 	}
 	return "; known here: " + strings.Join(names, ", ")
 }

@@ -1,0 +1,130 @@
+package main
+
+import (
+	"fmt"
+	"net"
+	"net/url"
+	"slices"
+	"strings"
+)
+
+// NotInForce lists the keys of the file that were accepted and checked but have
+// no effect, each with the reason, for one line of the log.
+func (c *config) NotInForce() []string {
+	b := c.Backpressure
+	var out []string
+	for _, key := range []struct {
+		path, why string
+		applies   bool
+	}{
+		{"backpressure.enabled", "false has no effect: records always go through the spool", !b.Enabled},
+		{"backpressure.disk_spool.enabled", "false has no effect: records are always on disk before they are acknowledged", !b.DiskSpool.Enabled},
+		{"backpressure.disk_spool.encryption", "false has no effect: the spool is always encrypted", !b.DiskSpool.Encryption},
+		{"backpressure.memory_queue.drop_policy", "no effect: what is in memory is never dropped, the device waits", b.MemoryQueue.DropPolicy != dropReject},
+		{"security.certificates", "no effect: renewed files are read at the next connection; see opcua.certificate_renew_days", true},
+		{"security.network.required_outbound", "no effect: nothing is enforced", true},
+		{"monitoring.tracing", "no effect: traces are not exported", c.Monitoring.Tracing.Enabled},
+		{"performance.workers.reader_threads", "no effect: each source has its own", true},
+		{"performance.workers.writer_threads", "no effect: each destination has one stream, which keeps order", true},
+		{"performance.memory.gc_strategy", "accepted, no effect: it is a setting of another runtime", true},
+	} {
+		if _, written := c.doc.places[key.path]; written && key.applies {
+			out = append(out, key.path+" ("+key.why+")")
+		}
+	}
+	for i, s := range c.Sources {
+		if s.StaleAfterSeconds > 0 && s.MQTT == nil {
+			out = append(out, fmt.Sprintf("sources[%d].stale_after_seconds (no effect: only mqtt sources watch for silence)", i))
+		}
+	}
+	return out
+}
+
+// note adds to list what deserves a look at a key of the file.
+func (c *config) note(list *problems, path, format string, args ...any) {
+	at := c.doc.place(path)
+	*list = append(*list, problem{c.doc.file, at.line, at.col, path, fmt.Sprintf(format, args...)})
+}
+
+// warnings lists what works but is probably not meant.
+func (c *config) warnings() problems {
+	var out problems
+	for i := range c.Sources {
+		s, at := &c.Sources[i], fmt.Sprintf("sources[%d]", i)
+		if s.MQTT == nil {
+			continue
+		}
+		for _, w := range s.MQTT.Warnings(s.Endpoint) {
+			path := join(at+".mqtt", w.Path)
+			if w.Path == "endpoint" {
+				path = at + ".endpoint"
+			}
+			c.note(&out, path, "%s", w.Msg)
+		}
+	}
+	return out
+}
+
+// secretKeys are the keys whose values belong into variables or files.
+var secretKeys = []string{"password", "client_secret"}
+
+// strict lists what keeps a site from being safe: every edge in the clear, every
+// peer that is believed unseen, every secret in the file.
+func (c *config) strict() problems {
+	var out problems
+	for i := range c.Sources {
+		s, at := &c.Sources[i], fmt.Sprintf("sources[%d]", i)
+		scheme, _, _ := strings.Cut(s.Endpoint, "://")
+		switch {
+		case s.OPCUA != nil:
+			o := s.OPCUA
+			if o.SecurityPolicy == "None" || o.SecurityMode == "None" {
+				c.note(&out, at+".opcua", "the connection is in the clear; set security_mode: SignAndEncrypt and a security_policy")
+			}
+			if o.SecurityMode == "Sign" {
+				c.note(&out, at+".opcua.security_mode", "Sign protects values from change, not from being read; set SignAndEncrypt")
+			}
+			if o.Trust.Mode == "insecure" {
+				c.note(&out, at+".opcua.trust.mode", "insecure believes any server")
+			}
+		case s.MQTT != nil:
+			if !s.MQTT.TLS.Enabled && scheme != "mqtts" && scheme != "ssl" && scheme != "wss" {
+				c.note(&out, at+".endpoint", "the connection is in the clear; set mqtt.tls.enabled: true")
+			}
+			if s.MQTT.TLS.InsecureSkipVerify {
+				c.note(&out, at+".mqtt.tls.insecure_skip_verify", "believes any broker")
+			}
+		case s.Modbus != nil:
+			if scheme != "modbus+tls" && !strings.HasPrefix(scheme, "modbus+rtu:") && scheme != "modbus+rtu" && scheme != "modbusrtu" {
+				c.note(&out, at+".endpoint", "the connection is in the clear; use modbus+tls://, or keep the device on a serial line")
+			}
+			if s.Modbus.TLS.InsecureSkipVerify {
+				c.note(&out, at+".modbus.tls.insecure_skip_verify", "believes any device")
+			}
+		}
+	}
+	if t := c.Monitoring.Tracing; t.Enabled && plainAndFar(t.OTLP.Endpoint) {
+		c.note(&out, "monitoring.tracing.otlp.endpoint", "traces leave this machine in the clear; use https://")
+	}
+	if k := c.Spool; k.KeyEnv == "" && k.KeyFile == "" && k.PassphraseEnv == "" {
+		c.note(&out, "spool", "no key is configured, so one is made beside the data and protects nothing from a thief of the disk; set spool.key_env, key_file or passphrase_env")
+	}
+	for path, at := range c.doc.places {
+		key := path[strings.LastIndexByte(path, '.')+1:]
+		if slices.Contains(secretKeys, key) && !at.expanded {
+			c.note(&out, path, "a secret stands in the file; write ${VARIABLE}")
+		}
+	}
+	slices.SortStableFunc(out, func(a, b problem) int { return a.line - b.line })
+	return out
+}
+
+// plainAndFar reports whether an address is http:// to another machine.
+func plainAndFar(addr string) bool {
+	u, err := url.Parse(addr)
+	if err != nil || u.Scheme != "http" {
+		return false
+	}
+	ip := net.ParseIP(u.Hostname())
+	return u.Hostname() != "localhost" && (ip == nil || !ip.IsLoopback())
+}

@@ -1,0 +1,284 @@
+package modbus
+
+import (
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/edgehost/edgehost/sources"
+)
+
+// Buses is the connections of a process. Sources on the same host and port, or
+// on the same serial device, share one: a serial line has one master, and many
+// gateways take one connection. Make one Buses and give it to every Source. Any
+// goroutine may use it.
+type Buses struct {
+	log  *slog.Logger
+	dial func(settings, *slog.Logger) (link, error)
+
+	mu   sync.Mutex
+	open map[string]*bus
+	wg   sync.WaitGroup
+}
+
+// NewBuses makes an empty set of connections.
+func NewBuses(log *slog.Logger) *Buses {
+	return &Buses{log: log, dial: dial, open: map[string]*bus{}}
+}
+
+// Wait returns when every connection is closed. Call it after the sources have
+// stopped; a read or a dial that is under way ends first.
+func (bs *Buses) Wait() { bs.wg.Wait() }
+
+// join puts m on the connection that s describes, which is opened when the
+// first group is due.
+func (bs *Buses) join(s settings, m *member) error {
+	bs.mu.Lock()
+	defer bs.mu.Unlock()
+	b := bs.open[s.key()]
+	if b == nil {
+		b = &bus{settings: s, buses: bs, log: bs.log.With("endpoint", s.key()), wake: make(chan struct{}, 1), units: map[uint8]*unit{}}
+		bs.open[s.key()] = b
+		bs.wg.Go(b.run)
+	}
+	if len(b.members) == 0 {
+		b.settings = s
+	} else if key := b.settings.difference(s); key != "" {
+		return fmt.Errorf("%s is shared with source %s, which has another modbus.%s: make them equal", s.key(), b.members[0].source, key)
+	}
+	m.bus = b
+	b.members = append(b.members, m)
+	b.poke()
+	return nil
+}
+
+// leave takes m off its connection, which closes with its last member. A read
+// for m that is under way ends without m.
+func (bs *Buses) leave(m *member) {
+	bs.mu.Lock()
+	defer bs.mu.Unlock()
+	m.bus.members = slices.DeleteFunc(m.bus.members, func(o *member) bool { return o == m })
+	m.bus.poke()
+}
+
+// member is one source on a bus, for one Run.
+type member struct {
+	source  string
+	status  *sources.Status
+	points  []Point
+	limits  limits
+	retries int
+	breaker BreakerConfig
+	groups  []*pollGroup
+	results chan result // waiting slots for each group: the bus never waits for a source
+	down    chan error  // one slot: the connection cannot be opened
+	bus     *bus
+}
+
+// waiting is how many results of a group may wait to be emitted: one that the
+// source works on, and the next.
+const waiting = 2
+
+// pollGroup is a group of points on its schedule.
+type pollGroup struct {
+	group
+	next   time.Time    // bus only
+	queued atomic.Int32 // results that are not emitted yet, at most waiting
+	memory *memory
+}
+
+// result is one poll of a group.
+type result struct {
+	group  *pollGroup
+	blocks []block
+}
+
+// block is the answer to one request: data, or err, for its points.
+type block struct {
+	points []int
+	start  uint16
+	data   data
+	at     time.Time // midpoint of request and reply; of an error: when it was known
+	err    error
+}
+
+// bus is one connection and the goroutine that owns it: run sleeps until the
+// earliest group is due, polls it, and hands the result to its member.
+type bus struct {
+	buses *Buses
+	log   *slog.Logger
+	wake  chan struct{}
+
+	// Under buses.mu.
+	settings settings
+	members  []*member
+
+	// run's own.
+	conn       settings // what link was opened with
+	link       link     // nil: closed
+	used       bool     // link has carried a reply
+	quietUntil time.Time
+	lastEnd    time.Time // of the last request
+	units      map[uint8]*unit
+}
+
+func (b *bus) poke() {
+	select {
+	case b.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (b *bus) run() {
+	for {
+		m, g := b.earliest()
+		if g == nil {
+			if b.retire() {
+				return
+			}
+			continue
+		}
+		if wait := time.Until(g.next); wait > 0 {
+			b.sleep(wait)
+			continue
+		}
+		b.tick(m, g)
+	}
+}
+
+// earliest returns the group with the earliest deadline, so that no group
+// starves however long the others take. A new member's groups are due at once.
+func (b *bus) earliest() (m *member, g *pollGroup) {
+	b.buses.mu.Lock()
+	defer b.buses.mu.Unlock()
+	for _, member := range b.members {
+		for _, group := range member.groups {
+			if g == nil || group.next.Before(g.next) {
+				m, g = member, group
+			}
+		}
+	}
+	return m, g
+}
+
+// sleep waits for d, or until the members change.
+func (b *bus) sleep(d time.Duration) {
+	if d <= 0 {
+		return
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-b.wake:
+	}
+}
+
+// pause waits for d while the bus has members.
+func (b *bus) pause(d time.Duration) {
+	for end := time.Now().Add(d); time.Until(end) > 0 && b.inUse(); {
+		b.sleep(time.Until(end))
+	}
+}
+
+func (b *bus) inUse() bool {
+	b.buses.mu.Lock()
+	defer b.buses.mu.Unlock()
+	return len(b.members) > 0
+}
+
+// retire closes the connection and takes the bus out of the registry, unless
+// somebody joined meanwhile. The quiet time after a failure is kept first, so
+// that the next bus on this line does not meet a late reply.
+func (b *bus) retire() bool {
+	b.hangUp()
+	time.Sleep(time.Until(b.quietUntil))
+	b.buses.mu.Lock()
+	defer b.buses.mu.Unlock()
+	if len(b.members) > 0 {
+		return false
+	}
+	delete(b.buses.open, b.settings.key())
+	return true
+}
+
+// tick polls g once. Deadlines are multiples of the interval from the start: a
+// poll that is late by less than an interval is made, ticks that have passed
+// altogether are counted and skipped, and nothing drifts.
+func (b *bus) tick(m *member, g *pollGroup) {
+	now := time.Now()
+	if g.next.IsZero() {
+		g.next = now
+	}
+	missed := now.Sub(g.next) / g.interval
+	g.next = g.next.Add((missed + 1) * g.interval)
+	if missed > 0 {
+		m.status.Add(MetricOverruns, float64(missed))
+	}
+	if g.queued.Load() >= waiting {
+		m.status.Add(MetricOverruns, 1)
+		m.status.Add(MetricBackpressure, 1)
+		return
+	}
+	p := poller{bus: b, member: m, group: g, budget: splitsPerPoll}
+	if err := p.poll(); err != nil {
+		b.fail(err)
+		return
+	}
+	m.status.Add(MetricPolls, 1)
+	m.status.Add(MetricPollSeconds, time.Since(now).Seconds())
+	g.queued.Add(1)
+	m.results <- result{g, p.out}
+}
+
+// fail tells every member that the connection cannot be opened, and takes them
+// off: each comes back after the back-off of its own supervisor.
+func (b *bus) fail(err error) {
+	b.buses.mu.Lock()
+	defer b.buses.mu.Unlock()
+	for _, m := range b.members {
+		m.down <- err
+	}
+	b.members = nil
+}
+
+// connect opens the connection unless it is open.
+func (b *bus) connect() error {
+	if b.link != nil {
+		return nil
+	}
+	b.pause(time.Until(b.quietUntil))
+	b.buses.mu.Lock()
+	b.conn = b.settings
+	b.buses.mu.Unlock()
+	l, err := b.buses.dial(b.conn, b.log)
+	if err != nil {
+		return fmt.Errorf("open %s: %w", b.conn.key(), err)
+	}
+	b.link, b.used = l, false
+	b.log.Debug("modbus connection opened")
+	b.pause(b.conn.pauseConnect)
+	return nil
+}
+
+// drop closes the connection after a failure. Where a late reply could pass for
+// the next one, the line is left alone for one time-out before it is opened
+// again; opening discards what came in meanwhile. What comes later still, doubt
+// finds out.
+func (b *bus) drop(err error) {
+	b.log.Debug("modbus connection closed", "err", err)
+	b.hangUp()
+	if b.conn.rtu() {
+		b.quietUntil = time.Now().Add(b.conn.timeout)
+	}
+}
+
+func (b *bus) hangUp() {
+	if b.link != nil {
+		b.link.close()
+		b.link = nil
+	}
+}

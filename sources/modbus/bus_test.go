@@ -1,0 +1,527 @@
+package modbus
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/edgehost/edgehost/abi"
+	"github.com/edgehost/edgehost/sources"
+)
+
+const oneRegister = "registers: [{address: 40001, register_type: holding, count: 2}]\n"
+
+// answerAfter answers every read with numbered after a time.
+func answerAfter(d time.Duration) func(request) (data, error) {
+	return func(r request) (data, error) { time.Sleep(d); return numbered(r), nil }
+}
+
+func TestPollsKeepTheirRateWithoutDrift(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		line := &fakeLine{answer: answerAfter(37 * time.Millisecond)}
+		b := newBench(t, line, "modbus+tcp://h", oneRegister+"poll_interval_ms: 100")
+		begin := time.Now()
+		stop := b.run(t)
+		time.Sleep(10 * time.Second)
+		stop()
+		asked := line.requests()
+		for i, r := range asked {
+			if want := begin.Add(time.Duration(i) * 100 * time.Millisecond); r.at != want {
+				t.Fatalf("poll %d at %v, want %v", i, r.at.Sub(begin), want.Sub(begin))
+			}
+		}
+		if len(asked) < 100 || b.count(MetricOverruns) != 0 {
+			t.Errorf("%d polls, %v overruns", len(asked), b.count(MetricOverruns))
+		}
+	})
+}
+
+func TestMissedTicksAreSkippedAndCounted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		line := &fakeLine{answer: answerAfter(250 * time.Millisecond)}
+		b := newBench(t, line, "modbus+tcp://h", oneRegister+"poll_interval_ms: 100")
+		stop := b.run(t)
+		time.Sleep(10*time.Second - time.Millisecond)
+		synctest.Wait()
+		polls, overruns := float64(len(line.requests())), b.count(MetricOverruns)
+		stop()
+		if polls != 40 || overruns < 57 || polls+overruns > 101 {
+			t.Errorf("%v polls and %v overruns in 100 ticks that take 2.5 ticks each", polls, overruns)
+		}
+	})
+}
+
+func TestIntervalsAndUnitsShareOneConnection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		line := &fakeLine{answer: answerAfter(10 * time.Millisecond)}
+		b := newBench(t, line, "modbus+tcp://h", `
+pause_between_requests_ms: 5
+registers:
+  - {address: 40001, register_type: holding, poll_interval_ms: 200}
+  - {address: 30001, register_type: input, slave_id: 2, poll_interval_ms: 1000}
+  - {address: 10001, register_type: discrete, slave_id: 3}
+`)
+		stop := b.run(t)
+		time.Sleep(10*time.Second - time.Millisecond)
+		stop()
+		got := map[uint8]int{}
+		var last time.Time
+		for _, r := range line.requests() {
+			got[r.slave]++
+			if gap := r.at.Sub(last); gap < 15*time.Millisecond {
+				t.Fatalf("%v after the request before, want 10 ms for it and 5 ms of pause", gap)
+			}
+			last = r.at
+		}
+		if d := cmp.Diff(map[uint8]int{1: 50, 2: 10, 3: 10}, got); d != "" {
+			t.Error(d)
+		}
+		if len(line.opens) != 1 {
+			t.Errorf("opened %d times", len(line.opens))
+		}
+	})
+}
+
+func TestTwoSourcesShareOneConnection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		line := &fakeLine{answer: answerAfter(10 * time.Millisecond)}
+		a := newBench(t, line, "modbus+rtu:///dev/ttyUSB0", oneRegister)
+		b := joinBench(t, line, a.buses, "other", "modbusrtu:///dev/ttyUSB0", oneRegister+"slave_id: 2")
+		c := joinBench(t, line, a.buses, "third", "modbus+rtu:///dev/ttyUSB0", oneRegister+"slave_id: 3\nserial: {baud_rate: 9600}")
+		stopA := a.run(t)
+		synctest.Wait()
+		stopB := b.run(t)
+		synctest.Wait()
+		stopC := c.run(t)
+		time.Sleep(time.Second)
+		if len(a.take()) == 0 || len(b.take()) == 0 {
+			t.Error("a source got no records")
+		}
+		s := c.status.Snapshot()
+		if s.State != sources.Failed || !strings.Contains(s.Detail, "shared with source plc, which has another modbus.serial") {
+			t.Errorf("the source with another baud rate is %s: %s", s.State, s.Detail)
+		}
+		stopAll(stopA, stopB, stopC)
+		if len(line.opens) != 1 || line.open != 0 {
+			t.Errorf("opened %d times, %d left open", len(line.opens), line.open)
+		}
+	})
+}
+
+// stopAll stops the sources at the same time: each stop waits for the last
+// connection.
+func stopAll(stops ...func()) {
+	done := make(chan struct{})
+	for _, stop := range stops {
+		go func() { stop(); done <- struct{}{} }()
+	}
+	for range stops {
+		<-done
+	}
+}
+
+func TestDeadUnitCostsTheOthersNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dead := true
+		line := &fakeLine{}
+		line.answer = func(r request) (data, error) {
+			if r.slave == 7 && dead {
+				time.Sleep(time.Second)
+				return data{}, errSilent
+			}
+			time.Sleep(5 * time.Millisecond)
+			return numbered(r), nil
+		}
+		var text strings.Builder
+		text.WriteString("registers:\n")
+		for slave := 1; slave <= 10; slave++ {
+			fmt.Fprintf(&text, "  - {address: 40001, register_type: holding, slave_id: %d}\n", slave)
+		}
+		b := newBench(t, line, "modbus+tcp://h", text.String())
+		stop := b.run(t)
+		time.Sleep(20*time.Second + 500*time.Millisecond)
+		line.forget()
+		b.take()
+		time.Sleep(100 * time.Second)
+		synctest.Wait()
+		got := map[uint8]int{}
+		for _, r := range line.requests() {
+			got[r.slave]++
+		}
+		for slave := uint8(1); slave <= 10; slave++ {
+			if slave == 7 && (got[7] < 8 || got[7] > 10) {
+				t.Errorf("the dead unit was asked %d times in 100 s, want once in 10 s", got[7])
+			}
+			if slave != 7 && got[slave] < 90 {
+				t.Errorf("unit %d was asked %d times in 100 s", slave, got[slave])
+			}
+		}
+		for _, r := range b.take() {
+			if strings.HasPrefix(r.Address, "7:") {
+				t.Errorf("got another record of the dead unit: %+v", r)
+			}
+		}
+		if s := b.status.Snapshot(); s.State != sources.Degraded || !strings.Contains(s.Detail, "1 of 10 points cannot be read: 7:40001: no reply") || b.count(MetricUnitsDown) != 1 {
+			t.Errorf("state %s: %s; %v units down", s.State, s.Detail, b.count(MetricUnitsDown))
+		}
+		dead = false
+		time.Sleep(11 * time.Second)
+		stop()
+		if v := values(b.take())["7:40001"]; v != "0" || b.count(MetricUnitsDown) != 0 {
+			t.Errorf("the unit that is back has %q, %v units down", v, b.count(MetricUnitsDown))
+		}
+	})
+}
+
+func TestBreakerOpensAfterThreeFailures(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		line := &fakeLine{answer: func(request) (data, error) { time.Sleep(time.Second); return data{}, errSilent }}
+		b := newBench(t, line, "modbus+tcp://h", "registers: [{address: 40001, register_type: holding, values: 1}, {address: 40100, register_type: holding, values: 1}, {address: 40200, register_type: holding, values: 1}]")
+		stop := b.run(t)
+		time.Sleep(9 * time.Second)
+		if n := len(line.requests()); n != 3 {
+			t.Errorf("%d requests before the first retry, want 3", n)
+		}
+		time.Sleep(5 * time.Second)
+		stop()
+		if n := len(line.requests()); n != 4 {
+			t.Errorf("%d requests after the first retry, want 4", n)
+		}
+		if s := b.status.Snapshot(); s.Failed["not_stored"] != 0 || b.count(MetricTimeouts) != 4 {
+			t.Errorf("got %+v", s)
+		}
+	})
+}
+
+func TestRTULineIsLeftAloneAfterAFailure(t *testing.T) {
+	for _, failure := range []error{errSilent, errGarbled, errOdd, errUnplugged} {
+		synctest.Test(t, func(t *testing.T) {
+			var failed time.Time
+			line := &fakeLine{}
+			n := 0
+			line.answer = func(r request) (data, error) {
+				if n++; n == 2 {
+					failed = time.Now()
+					return data{}, failure
+				}
+				return numbered(r), nil
+			}
+			b := newBench(t, line, "modbus+rtutcp://h", oneRegister+"timeout_ms: 700")
+			stop := b.run(t)
+			time.Sleep(5 * time.Second)
+			stop()
+			if len(line.opens) != 2 || line.opens[1].Sub(failed) != 700*time.Millisecond {
+				t.Errorf("%v: opened at %v, failed at %v", failure, line.opens, failed)
+			}
+			for _, r := range b.take() {
+				if r.Status != 0 {
+					t.Errorf("%v: got a bad record although the retry went well", failure)
+				}
+			}
+		})
+	}
+}
+
+func TestTCPIsReopenedAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		line := &fakeLine{}
+		n := 0
+		line.answer = func(r request) (data, error) {
+			if n++; n == 2 {
+				return data{}, errUnplugged
+			}
+			return numbered(r), nil
+		}
+		b := newBench(t, line, "modbus+tcp://h", oneRegister+"retries: 0\npause_after_connect_ms: 20")
+		begin := time.Now()
+		stop := b.run(t)
+		time.Sleep(1500 * time.Millisecond)
+		stop()
+		var at []time.Duration
+		for _, r := range line.requests() {
+			at = append(at, r.at.Sub(begin))
+		}
+		want := []time.Duration{20 * time.Millisecond, time.Second, 1020 * time.Millisecond}
+		if d := cmp.Diff(want, at); d != "" {
+			t.Errorf("an idle connection that the peer closed is tried once more, without a retry: %s", d)
+		}
+		if got := b.take(); len(got) != 4 || b.count(MetricReopens) != 1 {
+			t.Errorf("got %d records, %v reopens", len(got), b.count(MetricReopens))
+		}
+	})
+}
+
+func TestExceptionKeepsTheConnection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		line := &fakeLine{answer: func(request) (data, error) { return data{}, exception(4) }}
+		b := newBench(t, line, "modbus+rtu:///dev/ttyX", oneRegister)
+		stop := b.run(t)
+		time.Sleep(30 * time.Second)
+		stop()
+		if len(line.opens) != 1 || b.count(MetricExceptions) != 30 && b.count(MetricExceptions) != 31 {
+			t.Errorf("opened %d times, %v exceptions", len(line.opens), b.count(MetricExceptions))
+		}
+		recs := b.take()
+		if len(recs) != 2 || recs[0].Status != statusDeviceFailure {
+			t.Fatalf("got %d records, want one bad one for each point: %+v", len(recs), recs)
+		}
+		if v, _ := recs[0].Attr(abi.AttrReason); v.Text() != "server device failure (Modbus exception 4)" {
+			t.Errorf("reason is %q", v.Text())
+		}
+	})
+}
+
+func TestBusyDeviceIsTriedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := 0
+		line := &fakeLine{}
+		line.answer = func(r request) (data, error) {
+			if n++; n%2 == 1 {
+				return data{}, busy
+			}
+			return numbered(r), nil
+		}
+		b := newBench(t, line, "modbus+tcp://h", oneRegister)
+		stop := b.run(t)
+		time.Sleep(3500 * time.Millisecond)
+		stop()
+		if recs := b.take(); len(recs) != 8 || recs[0].Status != 0 {
+			t.Errorf("got %d records", len(recs))
+		}
+	})
+}
+
+// illegal answers with exception 2 when the request touches one of bad.
+func illegal(bad ...int) func(request) (data, error) {
+	return func(r request) (data, error) {
+		for _, at := range bad {
+			if at >= int(r.start) && at < int(r.start)+r.count {
+				return data{}, illegalAddress
+			}
+		}
+		return numbered(r), nil
+	}
+}
+
+func TestRefusedPointIsFoundAndRemembered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		line := &fakeLine{answer: illegal(37)}
+		b := newBench(t, line, "modbus+tcp://h", "addressing: zero_based\nregisters: [{address: 0, count: 100, register_type: holding}]")
+		stop := b.run(t)
+		time.Sleep(500 * time.Millisecond)
+		recs := b.take()
+		if len(recs) != 100 {
+			t.Fatalf("got %d records", len(recs))
+		}
+		for i := range recs {
+			want := strings.TrimPrefix(recs[i].Address, "1:holding:")
+			if want == "37" {
+				want = "BadNotFound"
+			}
+			if got := show(&recs[i]); got != want {
+				t.Errorf("%s is %s", recs[i].Address, got)
+			}
+		}
+		line.forget()
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if got := fmt.Sprint(line.requests()); got != "[1 holding 0+37 1 holding 38+62]" {
+			t.Errorf("the second poll sent %s", got)
+		}
+		if n := len(b.take()); n != 99 {
+			t.Errorf("the second poll made %d records, want 99: the bad point is not repeated", n)
+		}
+		if s := b.status.Snapshot(); s.State != sources.Degraded || !strings.Contains(s.Detail, "1:holding:37: illegal data address") {
+			t.Errorf("state %s: %s", s.State, s.Detail)
+		}
+		line.answer = illegal()
+		time.Sleep(65 * time.Second)
+		synctest.Wait()
+		line.forget()
+		b.take()
+		time.Sleep(time.Second)
+		stop()
+		if got := fmt.Sprint(line.requests()); got != "[1 holding 0+100]" || len(b.take()) != 100 {
+			t.Errorf("after the address came back, polls send %s", got)
+		}
+	})
+}
+
+func TestHoleBetweenPointsIsFoundAndRemembered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		line := &fakeLine{answer: illegal(11, 12)}
+		b := newBench(t, line, "modbus+tcp://h", `
+addressing: zero_based
+registers:
+  - {address: 0, count: 10, register_type: holding}
+  - {address: 14, count: 10, register_type: holding}
+`)
+		stop := b.run(t)
+		time.Sleep(2500 * time.Millisecond)
+		line.forget()
+		time.Sleep(time.Second)
+		stop()
+		if got := fmt.Sprint(line.requests()); got != "[1 holding 0+10 1 holding 14+10]" {
+			t.Errorf("later polls send %s", got)
+		}
+		for _, r := range b.take() {
+			if r.Status != 0 {
+				t.Errorf("%s is bad although the device has it", r.Address)
+			}
+		}
+	})
+}
+
+func TestOldDeviceWithFewRegistersPerRequest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		line := &fakeLine{answer: func(r request) (data, error) {
+			if r.count > 20 {
+				return data{}, illegalValue
+			}
+			return numbered(r), nil
+		}}
+		b := newBench(t, line, "modbus+tcp://h", "addressing: zero_based\nregisters: [{address: 0, count: 125, register_type: holding}]")
+		stop := b.run(t)
+		time.Sleep(3*time.Second + 500*time.Millisecond)
+		line.forget()
+		b.take()
+		time.Sleep(time.Second)
+		stop()
+		if n := len(line.requests()); n != 8 || len(b.take()) != 125 {
+			t.Errorf("%d requests for 125 registers, want 8 of 15 and 16", n)
+		}
+	})
+}
+
+func TestDeviceThatRefusesEverythingIsNotFlooded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		all := make([]int, 125)
+		for i := range all {
+			all[i] = i
+		}
+		line := &fakeLine{answer: illegal(all...)}
+		b := newBench(t, line, "modbus+tcp://h", "addressing: zero_based\nregisters: [{address: 0, count: 125, register_type: holding}]")
+		stop := b.run(t)
+		time.Sleep(30*time.Second + 500*time.Millisecond)
+		for _, r := range line.requests() {
+			if n := countAt(line.requests(), r.at); n > 2*splitsPerPoll+8 {
+				t.Fatalf("%d requests in one poll", n)
+			}
+		}
+		line.forget()
+		time.Sleep(20 * time.Second)
+		if n := len(line.requests()); n > 21 {
+			t.Errorf("%d requests in 20 polls of points that are all refused", n)
+		}
+		line.answer = illegal()
+		time.Sleep(70 * time.Second)
+		b.take()
+		time.Sleep(time.Second)
+		stop()
+		if n := len(b.take()); n != 125 {
+			t.Errorf("%d records a poll after the device has its addresses back", n)
+		}
+	})
+}
+
+func countAt(all []request, at time.Time) (n int) {
+	for _, r := range all {
+		if r.at.Equal(at) {
+			n++
+		}
+	}
+	return n
+}
+
+func TestMalformedExceptionIsARefusalOnTheSecondTry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		line := &fakeLine{answer: func(r request) (data, error) {
+			if r.start <= 3 && int(r.start)+r.count > 3 {
+				return data{}, errOdd
+			}
+			return numbered(r), nil
+		}}
+		b := newBench(t, line, "modbus+tcp://h", "addressing: zero_based\nregisters: [{address: 0, count: 8, register_type: holding}]")
+		stop := b.run(t)
+		time.Sleep(500 * time.Millisecond)
+		stop()
+		got := values(b.take())
+		if len(got) != 8 || got["1:holding:3"] != "BadCommunicationError" || got["1:holding:4"] != "4" {
+			t.Errorf("got %v", got)
+		}
+	})
+}
+
+func TestConnectionThatCannotBeOpened(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		line := &fakeLine{answer: answerAfter(time.Millisecond), refuse: errors.New("connection refused")}
+		b := newBench(t, line, "modbus+tcp://h", oneRegister)
+		begin := time.Now()
+		stop := b.run(t)
+		time.Sleep(10 * time.Second)
+		recs := b.take()
+		if len(recs) != 2 || recs[0].Status != statusNotConnected {
+			t.Errorf("got %+v, want one bad record for each point", recs)
+		}
+		if s := b.status.Snapshot(); s.State != sources.Reconnecting || s.Detail != "open tcp://h:502: connection refused" {
+			t.Errorf("state %s: %s", s.State, s.Detail)
+		}
+		var at []time.Duration
+		for _, o := range line.opens {
+			at = append(at, o.Sub(begin).Round(time.Second))
+		}
+		if !slices.Equal(at, []time.Duration{0, time.Second, 3 * time.Second, 7 * time.Second}) {
+			t.Errorf("tried at %v, want the back-off of the supervisor", at)
+		}
+		line.refuse = nil
+		time.Sleep(6 * time.Second)
+		stop()
+		if got := values(b.take()); got["1:40001"] != "0" || got["1:40002"] != "1" {
+			t.Errorf("after it came back: %v", got)
+		}
+	})
+}
+
+func TestBackpressureSkipsPolls(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		line := &fakeLine{answer: answerAfter(time.Millisecond)}
+		b := newBench(t, line, "modbus+tcp://h", oneRegister)
+		b.block = make(chan struct{})
+		stop := b.run(t)
+		time.Sleep(10*time.Second + 500*time.Millisecond)
+		synctest.Wait()
+		if n := len(line.requests()); n != 2 {
+			t.Errorf("%d requests while the pipeline is blocked, want 2: one blocked, one waiting", n)
+		}
+		if b.count(MetricOverruns) != 9 || b.count(MetricBackpressure) != 9 {
+			t.Errorf("%v overruns, %v of back-pressure; want 9", b.count(MetricOverruns), b.count(MetricBackpressure))
+		}
+		close(b.block)
+		time.Sleep(2 * time.Second)
+		stop()
+		if n := len(b.take()); n != 8 {
+			t.Errorf("%d records after the pipeline went on, want 8", n)
+		}
+	})
+}
+
+func TestBlockedSourceDoesNotHoldUpItsNeighbour(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		line := &fakeLine{answer: answerAfter(time.Millisecond)}
+		a := newBench(t, line, "modbus+tcp://h", oneRegister)
+		a.block = make(chan struct{})
+		b := joinBench(t, line, a.buses, "other", "modbus+tcp://h", oneRegister+"slave_id: 2")
+		stopA, stopB := a.run(t), b.run(t)
+		time.Sleep(10*time.Second + 500*time.Millisecond)
+		if n := len(b.take()); n != 22 {
+			t.Errorf("the neighbour got %d records in 11 polls, want 22", n)
+		}
+		stopAll(stopA, stopB)
+	})
+}

@@ -1,0 +1,203 @@
+package modbus
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+// The metrics of the modbus source, per source.
+const (
+	MetricPolls        = "modbus_polls_total"                 // polls of a group
+	MetricRequests     = "modbus_requests_total"              // reads sent
+	MetricPollErrors   = "modbus_poll_errors_total"           // reads that failed for good, or were not sent to a unit that is down
+	MetricExceptions   = "modbus_exceptions_total"            // replies that were exceptions
+	MetricTimeouts     = "modbus_timeouts_total"              // reads without a reply
+	MetricReopens      = "modbus_reopens_total"               // connections closed after a failed read
+	MetricOverruns     = "modbus_poll_overruns_total"         // ticks skipped: the bus or the pipeline was busy
+	MetricBackpressure = "modbus_backpressure_skips_total"    // of these: the pipeline
+	MetricPollSeconds  = "modbus_poll_duration_seconds_total" // time spent in polls
+	MetricSplits       = "modbus_splits_total"                // requests cut in two after a refusal
+	MetricUnitsDown    = "modbus_units_down"                  // gauge: units left alone by their breaker
+	MetricClamped      = "scaled_value_clamped_total"         // scaled_value beyond 32 bits
+)
+
+// splitsPerPoll bounds how long a poll can be held up by the search for a
+// refused address; the next poll goes on from where this one stopped.
+const splitsPerPoll = 32
+
+// poller makes one poll of a group.
+type poller struct {
+	bus    *bus
+	member *member
+	group  *pollGroup
+	budget int // splits left
+	out    []block
+	failed bool  // a read failed otherwise than by a refusal
+	down   error // the connection cannot be opened
+}
+
+// poll reads every point of the group into p.out. Its error means that the
+// connection cannot be opened.
+func (p *poller) poll() error {
+	points, now := p.member.points, time.Now()
+	refused, reasons, retry := p.group.memory.holesOf(p.group.points, now)
+	for i := range refused {
+		p.out = append(p.out, block{points: refused[i : i+1], at: now, err: reasons[i]})
+	}
+	for _, run := range p.member.limits.runs(points, p.group.points, p.group.memory) {
+		p.fetch(run)
+	}
+	if retry >= 0 {
+		p.fetch([]int{retry})
+	}
+	return p.down
+}
+
+// fetch reads the points of list in one request. When the device refuses it,
+// the list is cut in two, until the refused points are found (then hole is true,
+// and later polls go around them) or both halves are accepted (then the hole,
+// or a limit of the device, lies between them, and later polls cut there).
+func (p *poller) fetch(list []int) (hole bool) {
+	if p.down != nil {
+		return false
+	}
+	start, count := span(p.member.points, list)
+	d, at, err := p.read(start, count)
+	memory := p.group.memory
+	switch {
+	case err == nil:
+		if len(list) == 1 && memory.refused(list[0]) {
+			memory.acceptAll(p.group.points)
+		}
+		p.out = append(p.out, block{points: list, start: start, data: d, at: at})
+	case p.down != nil:
+	case !p.refusal(err):
+		p.failed = true
+		p.give(list, err)
+	case len(list) == 1:
+		memory.refuse(list[0], err, time.Now())
+		p.give(list, err)
+		return true
+	default:
+		return p.split(list, err)
+	}
+	return false
+}
+
+func (p *poller) split(list []int, err error) (hole bool) {
+	mid := len(list) / 2
+	if p.budget == 0 {
+		p.group.memory.setCut(list[mid])
+		p.give(list, err)
+		return false
+	}
+	p.budget--
+	p.member.status.Add(MetricSplits, 1)
+	left := p.fetch(list[:mid])
+	right := p.fetch(list[mid:])
+	if !left && !right && !p.failed && p.down == nil {
+		p.group.memory.setCut(list[mid])
+	}
+	return left || right
+}
+
+func (p *poller) give(list []int, err error) {
+	p.member.status.Add(MetricPollErrors, 1)
+	p.out = append(p.out, block{points: list, at: time.Now(), err: err})
+}
+
+// refusal reports whether err means that the device does not have an address,
+// or not so many in one request. Some devices say it with a malformed exception.
+func (p *poller) refusal(err error) bool {
+	return err == illegalAddress || err == illegalValue || (errors.Is(err, errOdd) && !p.bus.conn.rtu())
+}
+
+// read makes one request, with the configured retries.
+func (p *poller) read(start uint16, count int) (data, time.Time, error) {
+	b, unit := p.bus, p.bus.unit(p.group.slave)
+	tries := 1 + p.member.retries
+	switch unit.state(time.Now()) {
+	case unitDown:
+		return data{}, time.Time{}, fmt.Errorf("unit %d is left alone for a while: %w", p.group.slave, unit.err)
+	case unitProbe:
+		tries = 1
+	}
+	odd, free := 0, 1
+	for {
+		if err := b.connect(); err != nil {
+			p.down = err
+			return data{}, time.Time{}, err
+		}
+		reused := b.used
+		d, at, err := p.exchange(unit, start, count)
+		var ex exception
+		var lost lostError
+		switch {
+		case err == nil:
+			p.unitAnswered(unit)
+			return d, at, nil
+		case errors.As(err, &ex):
+			if ex == gatewayPath || ex == gatewaySilent {
+				p.unitFailed(unit, err)
+			} else {
+				p.unitAnswered(unit)
+			}
+			if ex != busy && ex != acknowledge {
+				return data{}, at, err
+			}
+		case errors.As(err, &lost) && reused && free > 0:
+			// The peer may close what was idle, or have restarted: no fault of the unit.
+			free--
+			tries++
+		case errors.Is(err, errOdd) && !b.conn.rtu():
+			if odd++; odd == 2 {
+				return data{}, at, err
+			}
+			tries++
+		default:
+			p.unitFailed(unit, err)
+		}
+		tries--
+		if tries <= 0 || unit.state(time.Now()) == unitDown {
+			return data{}, at, err
+		}
+	}
+}
+
+// exchange makes sure that the unit is in step, and sends one read.
+func (p *poller) exchange(u *unit, start uint16, count int) (data, time.Time, error) {
+	if u.doubt.expire(time.Now()); len(u.doubt) > 0 {
+		if err := p.resync(u, start, count); err != nil {
+			return data{}, time.Now(), err
+		}
+	}
+	return p.request(u, start, count)
+}
+
+// request sends one read on the open connection and closes it when it failed.
+func (p *poller) request(u *unit, start uint16, count int) (data, time.Time, error) {
+	b, status := p.bus, p.member.status
+	b.pause(b.conn.pauseBetween - time.Since(b.lastEnd))
+	begin := time.Now()
+	d, err := b.link.read(p.group.slave, p.group.table, start, count)
+	end := time.Now()
+	b.lastEnd, b.used = end, true
+	status.Add(MetricRequests, 1)
+	var ex exception
+	switch {
+	case err == nil:
+	case errors.As(err, &ex):
+		status.Add(MetricExceptions, 1)
+	default:
+		if errors.Is(err, errSilent) {
+			status.Add(MetricTimeouts, 1)
+		}
+		status.Add(MetricReopens, 1)
+		if b.conn.rtu() {
+			u.doubt.add(p.group.table, start, count)
+		}
+		b.drop(err)
+	}
+	return d, begin.Add(end.Sub(begin) / 2), err
+}

@@ -1,0 +1,245 @@
+// Package modbus is the Modbus source: it polls the four tables of devices over
+// TCP, TLS (Modbus/TCP Security), UDP, serial lines (RTU) and RTU over TCP, and
+// makes a record of each value.
+//
+//	Config ──Expand──> points ──Plan──> requests, by unit, table and interval
+//
+//	Source.Run ──join──> bus: one connection, one goroutine, many units and sources
+//	    ^                 │  earliest deadline ──> poll: retry, breaker, split
+//	    └──── result ─────┘
+//	    └──> decode, scale, report changes ──emit──> pipeline
+//
+// A connection is closed and opened again after every failure but an exception.
+// On RTU framing, where a late reply looks like the next one, the line is left
+// alone for one time-out in between. Nothing here can write to a device: the
+// package calls the library's read functions only, and a test holds it to that.
+package modbus
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"sync/atomic"
+	"time"
+
+	"github.com/edgehost/edgehost/abi"
+	"github.com/edgehost/edgehost/sources"
+)
+
+// Deps is what the host gives a source. No field may be nil.
+type Deps struct {
+	Log    *slog.Logger
+	Status *sources.Status
+	Buses  *Buses // shared by all modbus sources of the process
+}
+
+// Source polls one endpoint. It implements sources.Source.
+type Source struct {
+	name     string
+	tags     map[string]string
+	settings settings
+	config   Config
+	points   []Point
+	groups   []group
+	memories []*memory // of groups; they outlive connections
+	deps     Deps
+
+	// Run's own, kept from one Run to the next.
+	states []pointState
+	attrs  [][]abi.Attr // by point: what never changes
+	forget atomic.Bool  // a batch was not stored: report everything anew
+	dirty  bool         // a point became known, good or bad since the last report
+}
+
+// New makes the source called name in the configuration. endpoint is
+// modbus+tcp://host:502 (modbus:// is short for it), modbus+tls://host:802,
+// modbus+udp://host:502, modbus+rtutcp://host:502 (or modbus+rtuovertcp) or
+// modbus+rtu:///dev/ttyUSB0. tags go into every record. The error joins
+// everything that is wrong; paths are relative to the modbus block, but for
+// "endpoint" and "tags", which stand beside it.
+func New(name, endpoint string, tags map[string]string, cfg Config, deps Deps) (*Source, error) {
+	errs := ValidateEndpoint(endpoint, cfg)
+	errs = append(errs, sources.Prefix("tags", sources.ValidateTags(tags))...)
+	errs = append(errs, cfg.Validate()...)
+	if err := invalid(errs); err != nil {
+		return nil, err
+	}
+	points, err := Expand(cfg)
+	if err != nil {
+		return nil, err
+	}
+	transport, address, err := parseEndpoint(endpoint)
+	if err != nil {
+		return nil, err
+	}
+	c := cfg.withDefaults()
+	s := &Source{name: name, tags: maps.Clone(tags), config: c, points: points, groups: groups(points), deps: deps,
+		states: make([]pointState, len(points)),
+		settings: settings{transport: transport, address: address,
+			timeout: millis(c.TimeoutMS), pauseBetween: millis(c.PauseBetweenRequestsMS), pauseConnect: millis(c.PauseAfterConnectMS)}}
+	if transport == "rtu" {
+		s.settings.serial = c.Serial
+	}
+	if transport == "tcp+tls" {
+		s.settings.tls = c.TLS
+	}
+	for range s.groups {
+		s.memories = append(s.memories, newMemory())
+	}
+	for i := range points {
+		s.attrs = append(s.attrs, fixedAttrs(&points[i], tags))
+	}
+	return s, nil
+}
+
+func millis(n int) time.Duration { return time.Duration(n) * time.Millisecond }
+
+// ValidateEndpoint returns what is wrong with endpoint, and with the keys of
+// cfg that do not go with its scheme. The path of the former is "endpoint".
+func ValidateEndpoint(endpoint string, cfg Config) []sources.FieldError {
+	transport, _, err := parseEndpoint(endpoint)
+	if err != nil {
+		return []sources.FieldError{{Path: "endpoint", Msg: err.Error()}}
+	}
+	var errs fieldErrors
+	if transport != "rtu" && cfg.Serial != (SerialConfig{}) {
+		errs.add("serial", "is for modbus+rtu endpoints only")
+	}
+	if transport != "tcp+tls" && cfg.TLS != (sources.TLSConfig{}) {
+		errs.add("tls", "is for modbus+tls endpoints only; write modbus+tls:// to secure the connection")
+	}
+	if transport == "tcp+tls" {
+		validateTLS(cfg.TLS, &errs)
+	}
+	if transport == "rtu" || transport == "rtuovertcp" {
+		points, err := Expand(cfg)
+		if err == nil {
+			for i := range points {
+				if points[i].Slave == 0 {
+					errs.add("slave_id", "0 is the broadcast address of a serial line, to which no device replies; use 1 to 247")
+					break
+				}
+			}
+		}
+	}
+	return errs
+}
+
+// validateTLS refuses what the Modbus library cannot do.
+func validateTLS(c sources.TLSConfig, errs *fieldErrors) {
+	if c.ServerName != "" {
+		errs.add("tls.server_name", "is not supported for modbus+tls: write the name that the device's certificate carries into the endpoint")
+	}
+	if c.InsecureSkipVerify {
+		errs.add("tls.insecure_skip_verify", "is not supported for modbus+tls: put the device's own certificate into tls.ca_cert_path to trust it alone")
+	}
+	if c.MinVersion == "1.3" {
+		errs.add("tls.min_version", "1.3 is not supported for modbus+tls: leave it out; 1.2 is the least that Modbus/TCP Security allows, and 1.3 is used when the device offers it")
+	}
+}
+
+// Run implements sources.Source.
+func (s *Source) Run(ctx context.Context, emit sources.Emit) error {
+	m := s.member()
+	for i := range s.states {
+		s.states[i].known = false
+	}
+	settings := s.settings
+	if settings.transport == "rtu" {
+		settings.address = device(settings.address)
+	}
+	if err := s.deps.Buses.join(settings, m); err != nil {
+		return sources.ConfigError(err)
+	}
+	defer s.deps.Buses.leave(m)
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case r := <-m.results:
+			if err := s.deliver(ctx, emit, m, r); err != nil {
+				return err
+			}
+		case down := <-m.down:
+			if err := s.lost(ctx, emit, m, down); err != nil {
+				return err
+			}
+			return down
+		}
+	}
+}
+
+func (s *Source) member() *member {
+	c := s.config
+	m := &member{source: s.name, status: s.deps.Status, points: s.points, limits: c.limits(), retries: *c.Retries,
+		breaker: c.UnitBreaker, results: make(chan result, waiting*len(s.groups)), down: make(chan error, 1)}
+	for i, g := range s.groups {
+		m.groups = append(m.groups, &pollGroup{group: g, memory: s.memories[i]})
+	}
+	return m
+}
+
+// deliver makes records of r, and of what other groups have ready, and emits
+// them. The groups can be polled again afterwards.
+func (s *Source) deliver(ctx context.Context, emit sources.Emit, m *member, r result) error {
+	done := []*pollGroup{r.group}
+	recs := s.records(nil, r)
+	for more := true; more && len(recs) < sources.BatchRecords; {
+		select {
+		case r = <-m.results:
+			recs = s.records(recs, r)
+			done = append(done, r.group)
+		default:
+			more = false
+		}
+	}
+	s.report()
+	if err := s.send(ctx, emit, recs); err != nil {
+		return err
+	}
+	for _, g := range done {
+		g.queued.Add(-1)
+	}
+	return nil
+}
+
+// lost delivers what was read before the connection went down, and then one bad
+// record for each point that was not bad.
+func (s *Source) lost(ctx context.Context, emit sources.Emit, m *member, down error) error {
+	var recs []abi.Record
+	for len(m.results) > 0 {
+		recs = s.records(recs, <-m.results)
+	}
+	s.relearn()
+	now := time.Now()
+	for i := range s.points {
+		recs = s.fail(recs, i, now, quality{statusNotConnected, "BadNotConnected", down.Error()})
+	}
+	return s.send(ctx, emit, recs)
+}
+
+// send emits recs in batches. When a batch cannot be emitted, or is not stored
+// later, every point is reported anew by the next poll: what it holds then is
+// worth more than what it held.
+func (s *Source) send(ctx context.Context, emit sources.Emit, recs []abi.Record) error {
+	for len(recs) > 0 {
+		n := min(len(recs), sources.BatchRecords)
+		batch := sources.Batch{Time: sources.Micros(time.Now()), Records: recs[:n:n]}
+		err := emit(ctx, batch, func(err error) {
+			if err != nil && err != sources.ErrDropped {
+				s.deps.Status.Fail("not_stored", n)
+				s.forget.Store(true)
+			}
+		})
+		if err != nil {
+			s.forget.Store(true)
+			if ctx.Err() != nil {
+				return nil
+			}
+			return fmt.Errorf("emit batch: %w", err)
+		}
+		recs = recs[n:]
+	}
+	return nil
+}

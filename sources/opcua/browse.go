@@ -1,0 +1,236 @@
+package opcua
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/gopcua/opcua/ua"
+)
+
+// Reference types below HierarchicalReferences that lead to no variables of
+// the process (Part 3, 7).
+const (
+	idHasEventSource = 36
+	idHasNotifier    = 48
+)
+
+// variable is one variable that a browse found.
+type variable struct {
+	id   *ua.NodeID
+	path string // from Root, qualified
+	name string // display name
+	typ  *ua.NodeID
+}
+
+// browseBelow returns the variables at and below a start node, each once, in
+// breadth-first order. full says that max_nodes cut it short.
+func (s *session) browseBelow(ctx context.Context, st start) (out []variable, full bool, err error) {
+	depth, limit := st.cfg.MaxDepth, st.cfg.MaxNodes
+	if depth == 0 {
+		depth = defaultDepth
+	}
+	if limit == 0 {
+		limit = defaultMaxNodes
+	}
+	path := st.path
+	if path == "" {
+		one := []*item{{node: st.node}}
+		if err := s.findPaths(ctx, one); err != nil {
+			return nil, false, err
+		}
+		path = one[0].path
+	}
+	type place struct {
+		id         *ua.NodeID
+		path, name string
+	}
+	class, err := s.read(ctx, []*ua.ReadValueID{attrOf(st.node, ua.AttributeIDNodeClass)})
+	if err != nil {
+		return nil, false, fmt.Errorf("browse %s: %w", nodeName(st.cfg), err)
+	}
+	if n, ok := class[0].Value.Value().(int32); ok && ua.NodeClass(n) == ua.NodeClassVariable {
+		out = append(out, variable{id: st.node, path: path})
+	}
+	seen := map[string]bool{st.node.String(): true}
+	level := []place{{st.node, path, ""}}
+	for d := 0; d < depth && len(level) > 0; d++ {
+		ids := make([]*ua.NodeID, len(level))
+		for i, pl := range level {
+			ids[i] = pl.id
+		}
+		refs, _, err := s.browse(ctx, ids, ua.BrowseDirectionForward, idHierarchicalReferences, ua.NodeClassObject|ua.NodeClassVariable)
+		if err != nil {
+			return nil, false, fmt.Errorf("browse %s: %w", nodeName(st.cfg), err)
+		}
+		var next []place
+		for i, list := range refs {
+			for _, r := range list {
+				id, ok := expanded(r.NodeID, s.ns)
+				if !ok || r.BrowseName == nil || !follows(r.ReferenceTypeID, st.cfg.IncludeProperties) || seen[id.String()] {
+					continue
+				}
+				seen[id.String()] = true
+				pl := place{id: id, name: r.BrowseName.Name, path: qualified(r.BrowseName.NamespaceIndex, r.BrowseName.Name)}
+				if level[i].path != "" {
+					pl.path = level[i].path + "/" + pl.path
+				}
+				if level[i].name != "" {
+					pl.name = level[i].name + "/" + pl.name
+				}
+				next = append(next, pl)
+				if r.NodeClass != ua.NodeClassVariable || !wanted(pl.name, st.cfg.Include, st.cfg.Exclude) {
+					continue
+				}
+				if len(out) >= limit {
+					return out, true, nil
+				}
+				out = append(out, variable{id: id, path: pl.path})
+			}
+		}
+		level = next
+	}
+	return out, false, nil
+}
+
+func follows(ref *ua.NodeID, properties bool) bool {
+	if ref == nil || ref.Namespace() != 0 {
+		return true
+	}
+	switch ref.IntID() {
+	case idHasProperty:
+		return properties
+	case idHasEventSource, idHasNotifier, idHasSubtype:
+		return false
+	default:
+		return true
+	}
+}
+
+// wanted applies include and exclude globs to a relative path.
+func wanted(path string, include, exclude []string) bool {
+	matches := func(p string) bool { return globMatch(strings.Split(p, "/"), strings.Split(path, "/")) }
+	return (len(include) == 0 || slices.ContainsFunc(include, matches)) && !slices.ContainsFunc(exclude, matches)
+}
+
+// globMatch matches a path against a pattern, name by name; ** stands for any
+// number of names.
+func globMatch(pattern, path []string) bool {
+	for len(pattern) > 0 {
+		if pattern[0] == "**" {
+			for i := range len(path) + 1 {
+				if globMatch(pattern[1:], path[i:]) {
+					return true
+				}
+			}
+			return false
+		}
+		if len(path) == 0 || !globName(pattern[0], path[0]) {
+			return false
+		}
+		pattern, path = pattern[1:], path[1:]
+	}
+	return len(path) == 0
+}
+
+// globName matches one name: * is any text, ? one byte.
+func globName(pattern, name string) bool {
+	star, mark, i, j := -1, 0, 0, 0
+	for j < len(name) {
+		switch {
+		case i < len(pattern) && pattern[i] == '*':
+			star, mark = i, j
+			i++
+		case i < len(pattern) && (pattern[i] == '?' || pattern[i] == name[j]):
+			i, j = i+1, j+1
+		case star >= 0:
+			mark++
+			i, j = star+1, mark
+		default:
+			return false
+		}
+	}
+	return strings.Trim(pattern[i:], "*") == ""
+}
+
+// findPaths fills in the browse paths of items that were given by node id: up
+// the hierarchy to Root, each parent asked for once. A node without a parent
+// keeps none.
+func (s *session) findPaths(ctx context.Context, items []*item) error {
+	type up struct {
+		parent *ua.NodeID
+		name   string
+	}
+	known := map[string]*up{ns0(idRootFolder).String(): {name: "0:Root"}}
+	var level []*ua.NodeID
+	for _, it := range items {
+		if it.path == "" {
+			level = append(level, it.node)
+		}
+	}
+	for d := 0; len(level) > 0 && d < maxDepth; d++ {
+		var ask []*ua.NodeID
+		var names []*ua.ReadValueID
+		for _, id := range level {
+			if known[id.String()] == nil {
+				known[id.String()] = &up{}
+				ask, names = append(ask, id), append(names, attrOf(id, ua.AttributeIDBrowseName))
+			}
+		}
+		refs, _, err := s.browse(ctx, ask, ua.BrowseDirectionInverse, idHierarchicalReferences, 0)
+		if err != nil {
+			return fmt.Errorf("find browse paths: %w", err)
+		}
+		got, err := s.read(ctx, names)
+		if err != nil {
+			return fmt.Errorf("find browse paths: %w", err)
+		}
+		level = nil
+		for i, id := range ask {
+			u := known[id.String()]
+			if q, ok := got[i].Value.Value().(*ua.QualifiedName); ok {
+				u.name = qualified(q.NamespaceIndex, validUTF8(q.Name))
+			}
+			for _, r := range refs[i] {
+				if p, ok := expanded(r.NodeID, s.ns); ok && follows(r.ReferenceTypeID, true) && u.parent == nil {
+					u.parent = p
+					level = append(level, p)
+				}
+			}
+		}
+	}
+	for _, it := range items {
+		if it.path != "" {
+			continue
+		}
+		var parts []string
+		id := it.node
+		for range maxDepth {
+			u := known[id.String()]
+			if u == nil || u.name == "" {
+				parts = nil
+				break
+			}
+			parts = append(parts, u.name)
+			if u.parent == nil {
+				break
+			}
+			id = u.parent
+		}
+		slices.Reverse(parts)
+		if len(parts) > 0 && parts[0] == "0:Root" {
+			it.path = strings.Join(parts, "/")
+		}
+	}
+	return nil
+}
+
+// lastName is the last name of a qualified browse path, without its namespace.
+func lastName(path string) string {
+	names, err := parseBrowsePath(path)
+	if err != nil {
+		return ""
+	}
+	return names[len(names)-1].name
+}

@@ -1,0 +1,152 @@
+package opcua
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"syscall"
+
+	"github.com/edgehost/edgehost/sources"
+	"github.com/gopcua/opcua/ua"
+	"github.com/gopcua/opcua/uacp"
+)
+
+// The kinds of refusal; each has a state of its own.
+const (
+	refusedConfig = iota // the configuration cannot work with this server
+	refusedAuth          // the server refuses our user, certificate or role
+	refusedTrust         // we refuse the server's certificate
+)
+
+// refusal is a "no" that a person must act on: retrying alone does not help.
+type refusal struct {
+	kind int
+	msg  string
+	err  error
+}
+
+func (r *refusal) Error() string {
+	if r.err != nil {
+		return r.msg + ": " + statusText(r.err)
+	}
+	return r.msg
+}
+
+func (r *refusal) Unwrap() error { return r.err }
+
+// stateOf returns the state and the words that an error of Run shows in
+// /health.
+func stateOf(err error) (sources.State, string) {
+	var r *refusal
+	switch {
+	case errors.As(err, &r) && r.kind == refusedConfig:
+		return sources.Failed, r.Error()
+	case errors.As(err, &r):
+		return sources.AuthFailed, r.Error()
+	case errors.Is(err, errStalled):
+		return sources.Stalled, err.Error()
+	default:
+		return sources.Reconnecting, err.Error()
+	}
+}
+
+// explain turns an error of the handshake into words that say what to do. own
+// is the thumbprint of our certificate, "" on an unsecured channel.
+func explain(err error, endpoint, own string) error {
+	var status ua.StatusCode
+	var tcp *uacp.Error
+	if errors.As(err, &tcp) {
+		status = ua.StatusCode(tcp.ErrorCode)
+	}
+	if status == 0 && !errors.As(err, &status) {
+		return explainNet(err, endpoint)
+	}
+	auth := func(msg string) error { return &refusal{kind: refusedAuth, msg: msg, err: status} }
+	switch status {
+	case ua.StatusBadUserAccessDenied:
+		return auth("server refuses the user: check opcua.username and opcua.password, and the user's rights on the server")
+	case ua.StatusBadIdentityTokenInvalid:
+		return auth("server does not accept this kind of user (anonymous, password or certificate): set opcua.username or user_certificate_path as the server demands")
+	case ua.StatusBadIdentityTokenRejected:
+		return auth("server rejects the user: check the user name and password, or trust our user certificate on the server")
+	case ua.StatusBadUserSignatureInvalid:
+		return auth("server rejects the signature of the user certificate: check that user_private_key_path belongs to user_certificate_path")
+	case ua.StatusBadSecurityChecksFailed, ua.StatusBadCertificateUntrusted, ua.StatusBadCertificateInvalid, ua.StatusBadCertificateChainIncomplete:
+		if own == "" {
+			return auth("server refuses the connection's security: check its log")
+		}
+		return auth(fmt.Sprintf("server refuses our certificate: trust our certificate %s on the server (most list it under rejected certificates)", own))
+	case ua.StatusBadCertificateTimeInvalid:
+		return auth(fmt.Sprintf("server says that our certificate %s is expired or not yet valid: check both clocks, or delete the certificate to have a new one made", own))
+	case ua.StatusBadCertificateURIInvalid:
+		return auth(fmt.Sprintf("the application URI in our certificate %s is not the one that we announce: correct opcua.application_uri, or delete the certificate to have a new one made", own))
+	case ua.StatusBadCertificateRevoked, ua.StatusBadCertificateUseNotAllowed, ua.StatusBadCertificateHostNameInvalid:
+		return auth(fmt.Sprintf("server refuses our certificate %s", own))
+	case ua.StatusBadSecurityPolicyRejected, ua.StatusBadSecurityModeRejected:
+		return &refusal{kind: refusedConfig, msg: "server rejects the security policy or mode: set opcua.security_policy and security_mode to what it offers", err: status}
+	case ua.StatusBadTooManySessions:
+		return fmt.Errorf("server has no free session: raise its session limit or close other clients: %w", status)
+	case ua.StatusBadTCPEndpointURLInvalid, ua.StatusBadTCPServerTooBusy:
+		return fmt.Errorf("server does not serve %s: %w", endpoint, status)
+	default:
+		return fmt.Errorf("connect %s: %w", endpoint, err)
+	}
+}
+
+func explainNet(err error, endpoint string) error {
+	var dns *net.DNSError
+	switch {
+	case errors.As(err, &dns):
+		return fmt.Errorf("host name %s does not resolve: correct the endpoint or DNS: %w", dns.Name, err)
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return fmt.Errorf("nothing listens at %s: start the server, or correct host and port: %w", endpoint, err)
+	case errors.Is(err, context.DeadlineExceeded), isTimeout(err):
+		return fmt.Errorf("%s does not answer in time: check network and firewall: %w", endpoint, err)
+	case errors.Is(err, io.EOF):
+		return fmt.Errorf("server closed the connection during the handshake: check the URL, and the server's log for a refused certificate: %w", err)
+	default:
+		return fmt.Errorf("connect %s: %w", endpoint, err)
+	}
+}
+
+func isTimeout(err error) bool {
+	var n net.Error
+	return errors.As(err, &n) && n.Timeout()
+}
+
+// statusName is the name of a status code as in the standard: Good,
+// BadNodeIdUnknown, or hexadecimal when it is unknown. Info bits are left out.
+func statusName(s ua.StatusCode) string {
+	if d, ok := ua.StatusCodes[s&0xFFFF0000]; ok {
+		name := strings.TrimPrefix(d.Name, "Status")
+		if name == "OK" {
+			return "Good"
+		}
+		return name
+	}
+	return fmt.Sprintf("0x%08X", uint32(s))
+}
+
+func statusText(err error) string {
+	var s ua.StatusCode
+	if errors.As(err, &s) {
+		return statusName(s)
+	}
+	return err.Error()
+}
+
+// qualityName is the quality in the top two bits of a status code (Part 4,
+// 7.39.1).
+func qualityName(s ua.StatusCode) string {
+	switch s >> 30 {
+	case 0:
+		return "Good"
+	case 1:
+		return "Uncertain"
+	default:
+		return "Bad"
+	}
+}

@@ -1,0 +1,279 @@
+package opcua
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/gopcua/opcua/ua"
+)
+
+// subscription is one subscription on the server. The engine's goroutine owns
+// it, but for durable.
+type subscription struct {
+	id        uint32
+	interval  time.Duration // as the server revised it
+	keepalive time.Duration // how long the server may be silent
+	items     map[uint32]*item
+	full      bool // the server takes no more items here
+
+	// next is the sequence number that is expected; what came early waits in
+	// stash. upTo is one after the last number that the server is known to have
+	// used, and hole is when it was noticed that some are missing.
+	next  uint32
+	stash map[uint32]*ua.NotificationMessage
+	upTo  uint32
+	hole  time.Time
+
+	// available are the numbers that the server still holds, ackedTo the last
+	// that was acknowledged on this connection, durable the last that may be.
+	available []uint32
+	ackedTo   uint32
+	durable   atomic.Uint32
+
+	lastAt time.Time // when the last response came
+	gone   bool      // the server no longer has it
+}
+
+// after reports whether sequence number a comes after b; they wrap.
+func after(a, b uint32) bool { return int32(a-b) > 0 }
+
+// nextSeq is the number after n: 0 is not used (Part 4, 7.26).
+func nextSeq(n uint32) uint32 {
+	if n++; n == 0 {
+		return 1
+	}
+	return n
+}
+
+// acks returns the numbers to acknowledge now: those that the server still
+// holds and that are durable. One that the server does not hold must not be
+// acknowledged: some servers close the connection on it.
+func (s *subscription) acks() []*ua.SubscriptionAcknowledgement {
+	durable := s.durable.Load()
+	if durable == 0 {
+		return nil
+	}
+	var out []*ua.SubscriptionAcknowledgement
+	for _, n := range s.available {
+		if after(n, durable) || s.ackedTo != 0 && !after(n, s.ackedTo) {
+			continue
+		}
+		out = append(out, &ua.SubscriptionAcknowledgement{SubscriptionID: s.id, SequenceNumber: n})
+	}
+	slices.SortFunc(out, func(a, b *ua.SubscriptionAcknowledgement) int { return int(int32(a.SequenceNumber - b.SequenceNumber)) })
+	if len(out) > 0 {
+		s.ackedTo = out[len(out)-1].SequenceNumber
+	}
+	return out
+}
+
+// reattached forgets what belonged to the last connection.
+func (s *subscription) reattached(now time.Time) {
+	s.ackedTo, s.available, s.lastAt = 0, nil, now
+	clear(s.stash)
+	s.upTo, s.hole = s.next, time.Time{}
+}
+
+// watchdog is how long the subscription may be silent before it counts as dead.
+func (s *subscription) watchdog() time.Duration { return s.keepalive*3/2 + 2*time.Second }
+
+// createSubscription makes an empty subscription.
+func (e *engine) createSubscription(ctx context.Context) (*subscription, error) {
+	cfg := e.src.cfg
+	keep := uint32(cfg.KeepaliveCount)
+	life := max(uint32(cfg.LifetimeSeconds*1000/cfg.PublishingIntervalMS), 3*keep)
+	res, err := do[*ua.CreateSubscriptionResponse](ctx, e.s, &ua.CreateSubscriptionRequest{
+		RequestedPublishingInterval: float64(cfg.PublishingIntervalMS), RequestedLifetimeCount: life, RequestedMaxKeepAliveCount: keep,
+		MaxNotificationsPerPublish: uint32(cfg.MaxNotificationsPerPublish), PublishingEnabled: true})
+	if err != nil {
+		return nil, fmt.Errorf("create subscription: %w", err)
+	}
+	interval := time.Duration(res.RevisedPublishingInterval * float64(time.Millisecond))
+	if interval != cfg.publishingInterval() {
+		e.src.log.Info("server revised the publishing interval", "asked_ms", cfg.PublishingIntervalMS, "revised_ms", res.RevisedPublishingInterval)
+	}
+	sub := &subscription{id: res.SubscriptionID, interval: interval, keepalive: interval * time.Duration(res.RevisedMaxKeepAliveCount),
+		items: map[uint32]*item{}, next: 1, upTo: 1, stash: map[uint32]*ua.NotificationMessage{}, lastAt: time.Now()}
+	e.src.subs = append(e.src.subs, sub)
+	return sub, nil
+}
+
+// noSubscriptions reports whether a server has no subscriptions at all.
+func noSubscriptions(err error) bool {
+	return errors.Is(err, ua.StatusBadServiceUnsupported) || errors.Is(err, ua.StatusBadNotImplemented) || errors.Is(err, ua.StatusBadNotSupported)
+}
+
+// createItems creates monitored items, in as many calls and subscriptions as
+// the server's limits ask for. An item that the server refuses fails alone.
+func (e *engine) createItems(ctx context.Context, items []*item) error {
+	for len(items) > 0 {
+		sub, room := e.roomySubscription()
+		if sub == nil {
+			var err error
+			if sub, err = e.createSubscription(ctx); err != nil {
+				if noSubscriptions(err) {
+					e.src.log.Warn("server has no subscriptions; polling instead")
+					e.pollInstead(items)
+					return nil
+				}
+				return err
+			}
+			continue
+		}
+		n := min(room, len(items))
+		again, err := e.createIn(ctx, sub, items[:n])
+		if err != nil {
+			return err
+		}
+		items = append(again, items[n:]...)
+	}
+	return nil
+}
+
+// roomySubscription returns a subscription that takes more items, and how many.
+func (e *engine) roomySubscription() (*subscription, int) {
+	for _, s := range e.src.subs {
+		if s.gone || s.full {
+			continue
+		}
+		if e.s.lim.perSubscription == 0 {
+			return s, maxItems
+		}
+		if room := e.s.lim.perSubscription - len(s.items); room > 0 {
+			return s, room
+		}
+	}
+	return nil, 0
+}
+
+// maxItems is more than one source can have.
+const maxItems = 1 << 30
+
+// createIn creates items in sub; again are those that did not fit there.
+func (e *engine) createIn(ctx context.Context, sub *subscription, items []*item) (again []*item, err error) {
+	now := time.Now()
+	err = inChunks(items, &e.s.lim.items, func(part []*item) error {
+		if sub.full {
+			again = append(again, part...)
+			return nil
+		}
+		req := &ua.CreateMonitoredItemsRequest{SubscriptionID: sub.id, TimestampsToReturn: ua.TimestampsToReturnBoth}
+		for _, it := range part {
+			req.ItemsToCreate = append(req.ItemsToCreate, it.createRequest())
+		}
+		res, err := do[*ua.CreateMonitoredItemsResponse](ctx, e.s, req)
+		if err != nil {
+			return fmt.Errorf("create monitored items: %w", err)
+		}
+		if len(res.Results) != len(part) {
+			return errShortAnswer
+		}
+		for i, r := range res.Results {
+			it := part[i]
+			if r.StatusCode == ua.StatusBadTooManyMonitoredItems && len(sub.items) > 0 {
+				sub.full = true
+				again = append(again, it)
+				continue
+			}
+			e.created(sub, it, r, now)
+		}
+		return nil
+	})
+	if errors.Is(err, ua.StatusBadTooManyMonitoredItems) && len(sub.items) > 0 {
+		sub.full = true
+		for _, it := range items {
+			if it.sub != sub && !it.failed {
+				again = append(again, it)
+			}
+		}
+		return again, nil
+	}
+	return again, err
+}
+
+// created takes the server's answer for one item.
+func (e *engine) created(sub *subscription, it *item, r *ua.MonitoredItemCreateResult, now time.Time) {
+	it.status, it.failed = r.StatusCode, r.StatusCode>>30 == 2
+	if it.failed {
+		if !it.told {
+			it.told = true
+			e.src.log.Warn("server refuses an item; it is tried again every minute", "address", it.address, "status", statusName(r.StatusCode))
+			e.push(message{records: one(it.failure(e.src.name, now))})
+		}
+		return
+	}
+	if asked := *it.cfg.SamplingIntervalMS; it.event == nil && asked >= 0 && r.RevisedSamplingInterval != float64(asked) {
+		e.src.log.Debug("server revised a sampling interval", "address", it.address, "asked_ms", asked, "revised_ms", r.RevisedSamplingInterval)
+	}
+	it.told, it.sub, it.serverID = false, sub, r.MonitoredItemID
+	it.delivered, it.probed, it.lastAt = false, 0, now
+	it.skipNext = *it.cfg.SkipFirst && it.event == nil
+	sub.items[it.handle] = it
+}
+
+func (it *item) createRequest() *ua.MonitoredItemCreateRequest {
+	req := &ua.MonitoredItemCreateRequest{MonitoringMode: ua.MonitoringModeReporting, ItemToMonitor: valueOf(it.node),
+		RequestedParameters: &ua.MonitoringParameters{ClientHandle: it.handle, SamplingInterval: float64(*it.cfg.SamplingIntervalMS),
+			QueueSize: uint32(*it.cfg.QueueSize), DiscardOldest: *it.cfg.DiscardOldest}}
+	if it.event != nil {
+		req.ItemToMonitor.AttributeID = ua.AttributeIDEventNotifier
+		req.RequestedParameters.SamplingInterval, req.RequestedParameters.QueueSize = 0, it.event.queue
+		req.RequestedParameters.Filter = filterOperand(idEventFilter, it.event.filter)
+		return req
+	}
+	f := &ua.DataChangeFilter{Trigger: triggers[*it.cfg.Trigger], DeadbandType: deadbands[it.cfg.Deadband.Type], DeadbandValue: it.cfg.Deadband.Value}
+	if f.DeadbandType != 0 || f.Trigger != ua.DataChangeTriggerStatusValue {
+		req.RequestedParameters.Filter = filterOperand(idDataChangeFilter, f)
+	}
+	return req
+}
+
+var triggers = map[string]ua.DataChangeTrigger{"status": ua.DataChangeTriggerStatus, "status_value": ua.DataChangeTriggerStatusValue,
+	"status_value_timestamp": ua.DataChangeTriggerStatusValueTimestamp}
+
+var deadbands = map[string]uint32{"none": 0, "absolute": 1, "percent": 2}
+
+// deleteSubscriptions removes subscriptions that nobody reads. What the server
+// says to it does not matter.
+func (e *engine) deleteSubscriptions(ctx context.Context, ids []uint32) error {
+	if len(ids) == 0 {
+		return nil
+	}
+	_, err := do[*ua.DeleteSubscriptionsResponse](ctx, e.s, &ua.DeleteSubscriptionsRequest{SubscriptionIDs: ids})
+	if err != nil && dead(err) {
+		return fmt.Errorf("delete subscriptions: %w", err)
+	}
+	return nil
+}
+
+// lose forgets a subscription that the server no longer has: its items have
+// none until they are created again.
+func (e *engine) lose(sub *subscription, why string) {
+	if sub.gone {
+		return
+	}
+	sub.gone = true
+	for _, it := range sub.items {
+		if it.sub == sub {
+			it.sub = nil
+		}
+	}
+	e.src.subs = slices.DeleteFunc(e.src.subs, func(s *subscription) bool { return s == sub })
+	e.src.log.Warn("subscription lost on the server; making a new one", "subscription", sub.id, "why", why, "last_sequence", sub.next-1)
+	e.gap(1)
+}
+
+// gap counts notifications that are lost for good, and asks for history.
+func (e *engine) gap(messages int) {
+	e.src.status.Add(metricGaps, float64(messages))
+	e.backfill = true
+	for _, it := range e.src.plan.items {
+		if it.gapFrom == 0 {
+			it.gapFrom = it.lastEvent
+		}
+	}
+}

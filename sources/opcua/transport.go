@@ -1,0 +1,114 @@
+package opcua
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/gopcua/opcua"
+	"github.com/gopcua/opcua/ua"
+)
+
+// transport is an open session with a server, as the engine needs it. Send may
+// be called from several goroutines; it returns when the answer is there, when
+// ctx ends, or when the connection is lost. A service that the server refuses
+// is an error that is a ua.StatusCode.
+type transport interface {
+	Send(ctx context.Context, req ua.Request) (ua.Response, error)
+}
+
+// link is a transport with its life.
+type link struct {
+	transport
+	// url is the endpoint that records carry.
+	url string
+	// resumed says that the session of the last link lives on, with its
+	// subscriptions.
+	resumed bool
+	// close ends the connection. keep leaves session and subscriptions to the
+	// server, for the next link; otherwise both are deleted. It is called once.
+	close func(ctx context.Context, keep bool)
+}
+
+// clientTransport is gopcua's client as a transport. Its Send does not look at
+// the context while the channel's key is being renewed, so it runs beside us.
+type clientTransport struct{ c *opcua.Client }
+
+func (t clientTransport) Send(ctx context.Context, req ua.Request) (ua.Response, error) {
+	var res ua.Response
+	got := make(chan ua.Response, 1)
+	err := within(ctx, func() error {
+		return t.c.Send(ctx, req, func(r ua.Response) error {
+			got <- r
+			return nil
+		})
+	})
+	if err != nil {
+		return nil, err
+	}
+	select {
+	case res = <-got:
+		return res, nil
+	default:
+		return nil, fmt.Errorf("send %T: no answer", req)
+	}
+}
+
+// within runs f beside us until ctx ends: then f's goroutine is left behind and
+// ends when the connection is closed. A panic of the library becomes an error.
+func within(ctx context.Context, f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		defer func() {
+			if p := recover(); p != nil {
+				done <- fmt.Errorf("library fault on what the server sent: %v", p)
+			}
+		}()
+		done <- f()
+	}()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// call sends req and returns the answer as T.
+func call[T ua.Response](ctx context.Context, t transport, req ua.Request) (T, error) {
+	var none T
+	res, err := t.Send(ctx, req)
+	if err != nil {
+		return none, err
+	}
+	v, ok := res.(T)
+	if !ok {
+		return none, fmt.Errorf("server answers %T with %T", req, res)
+	}
+	return v, nil
+}
+
+// dead reports whether err means that the connection or the session is gone, as
+// opposed to one service refused.
+func dead(err error) bool {
+	var s ua.StatusCode
+	if !errors.As(err, &s) {
+		return err != nil
+	}
+	switch s {
+	case ua.StatusBadSessionIDInvalid, ua.StatusBadSessionClosed, ua.StatusBadSessionNotActivated, ua.StatusBadSecureChannelIDInvalid,
+		ua.StatusBadSecureChannelClosed, ua.StatusBadServerNotConnected, ua.StatusBadConnectionClosed, ua.StatusBadNotConnected,
+		ua.StatusBadCommunicationError, ua.StatusBadServerHalted, ua.StatusBadShutdown, ua.StatusBadTCPSecureChannelUnknown,
+		ua.StatusBadSecureChannelTokenUnknown, ua.StatusBadSecurityChecksFailed:
+		return true
+	}
+	return errors.Is(err, io.EOF)
+}
+
+// tooMuch reports whether the server wants smaller requests.
+func tooMuch(err error) bool {
+	return errors.Is(err, ua.StatusBadTooManyOperations) || errors.Is(err, ua.StatusBadRequestTooLarge) ||
+		errors.Is(err, ua.StatusBadResponseTooLarge) || errors.Is(err, ua.StatusBadEncodingLimitsExceeded) ||
+		errors.Is(err, ua.StatusBadTooManyMonitoredItems)
+}
