@@ -10,7 +10,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"strings"
 	"time"
 
@@ -23,22 +22,35 @@ import (
 	"github.com/edgehost/edgehost/sinks/file"
 	"github.com/edgehost/edgehost/sinks/zerobus"
 	"github.com/edgehost/edgehost/sources"
+	"github.com/edgehost/edgehost/sources/modbus"
 	"github.com/edgehost/edgehost/sources/mqtt"
+	"github.com/edgehost/edgehost/sources/opcua"
 	"github.com/edgehost/edgehost/spool"
 )
 
 // gateway is everything that serve opened, in the order in which it is closed
 // again from the end.
 type gateway struct {
+	*host.Host // nil until it is made
+
 	cfg     *config
 	log     *slog.Logger
 	spool   *spool.Spool
 	sandbox *sandbox.Host
-	host    *host.Host
+	buses   *modbus.Buses
 }
 
 // stopGrace bounds how long a stop waits for acknowledgements of what was sent.
 const stopGrace = 5 * time.Second
+
+// newHost makes the host that serve runs.
+func newHost(ctx context.Context, cfg *config, log *slog.Logger) (runner, error) {
+	g, err := openGateway(ctx, cfg, log)
+	if err != nil {
+		return nil, err
+	}
+	return g, nil
+}
 
 // openGateway opens the state and makes the host of a configuration. Nothing is
 // touched when the key of the spool is wrong.
@@ -46,10 +58,7 @@ func openGateway(ctx context.Context, cfg *config, log *slog.Logger) (g *gateway
 	if err := cfg.checkComplete(); err != nil {
 		return nil, err
 	}
-	if mb := cfg.Performance.Memory.MaxHeapMB; mb > 0 {
-		debug.SetMemoryLimit(int64(mb) << 20)
-	}
-	g = &gateway{cfg: cfg, log: log}
+	g = &gateway{cfg: cfg, log: log, buses: modbus.NewBuses(log.With("component", "source"))}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, g.close(ctx))
@@ -79,17 +88,23 @@ func openGateway(ctx context.Context, cfg *config, log *slog.Logger) (g *gateway
 	if err != nil {
 		return nil, err
 	}
-	if g.host, err = host.New(ctx, hc); err != nil {
+	if g.Host, err = host.New(ctx, hc); err != nil {
 		return nil, fmt.Errorf("start host: %w", err)
 	}
 	return g, nil
 }
 
+// Run runs the host until ctx ends and closes what openGateway opened.
+func (g *gateway) Run(ctx context.Context) error {
+	err := g.Host.Run(ctx)
+	return errors.Join(err, g.close(context.WithoutCancel(ctx)))
+}
+
 // close releases what openGateway opened.
 func (g *gateway) close(ctx context.Context) error {
 	var errs []error
-	if g.host != nil {
-		errs = append(errs, g.host.Close(ctx))
+	if g.Host != nil {
+		errs = append(errs, g.Host.Close(ctx))
 	}
 	if g.sandbox != nil {
 		errs = append(errs, g.sandbox.Close())
@@ -144,8 +159,13 @@ func (g *gateway) source(s *sourceConfig, hostID string) (host.SourceConfig, err
 	switch s.Protocol {
 	case "mqtt":
 		sc.Source, err = mqtt.New(s.Name, s.Endpoint, s.Tags, *s.MQTT, mqtt.Deps{Status: sc.Status, Logger: log, HostID: hostID, StateDir: g.cfg.StateDir})
+	case "modbus":
+		sc.Source, err = modbus.New(s.Name, s.Endpoint, s.Tags, *s.Modbus, modbus.Deps{Log: log, Status: sc.Status, Buses: g.buses})
+	case "opcua":
+		sc.Source, err = opcua.New(s.Name, s.Endpoint, s.Tags, *s.OPCUA, opcua.Deps{Log: log, Status: sc.Status,
+			Resume: func() []byte { return g.Resume(s.Name) }, Dir: filepath.Join(g.cfg.StateDir, "certs", "opcua")})
 	default:
-		err = fmt.Errorf("source %s: protocol %s cannot be read yet", s.Name, s.Protocol)
+		err = fmt.Errorf("source %s: protocol %s is not known", s.Name, s.Protocol)
 	}
 	return sc, err
 }
@@ -176,15 +196,18 @@ func (g *gateway) destination(t zerobus.Target, plans []pipelinePlan) (host.Dest
 		MaxBatch: batch.MaxSize, MaxWait: time.Duration(batch.MaxWaitSeconds * float64(time.Second)),
 		Retain: time.Duration(c.Backpressure.DiskSpool.RetentionSeconds * float64(time.Second))}
 	log := g.log.With("component", "sink", "destination", d.Name)
-	schema, err := c.tableSchema(t, plans)
 	if c.Zerobus == nil {
-		if err != nil {
+		d.Kind = "file"
+		if _, err := file.New(*c.Sinks.File, d.Name); err != nil {
 			return d, err
 		}
-		d.Kind = "file"
-		d.NewSink = func() sinks.Sink { return file.New(*c.Sinks.File, zerobus.Rows(schema)) }
+		d.NewSink = func() sinks.Sink {
+			s, _ := file.New(*c.Sinks.File, d.Name) // checked above
+			return s
+		}
 		return d, nil
 	}
+	schema, err := c.tableSchema(t, plans)
 	d.Kind, d.Reconnect = "zerobus", c.Zerobus.Reconnect
 	o := zerobus.Options{Config: c.Zerobus.Config, Credentials: c.Zerobus.Auth.credentials, BatchRecords: batch.MaxSize, Log: log,
 		Schema: func(context.Context) (zerobus.Schema, error) { return schema, err }}

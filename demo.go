@@ -153,8 +153,8 @@ func startDemo(ctx context.Context, dir string, rate int, stderr io.Writer) (s *
 	}
 	hostCtx, stop := context.WithCancel(context.WithoutCancel(ctx))
 	s.stopHost, s.hostDone = stop, make(chan error, 1)
-	go func() { s.hostDone <- s.gateway.host.Run(hostCtx) }()
-	if _, err := s.gateway.host.PushModule(ctx, control.PushRequest{Name: "plant", Wasm: plantModule, Activate: true}); err != nil {
+	go func() { s.hostDone <- s.gateway.Run(hostCtx) }()
+	if _, err := s.gateway.PushModule(ctx, control.PushRequest{Name: "plant", Wasm: plantModule, Activate: true}); err != nil {
 		return nil, fmt.Errorf("upload module: %w", err)
 	}
 	s.plant.run()
@@ -183,7 +183,7 @@ func (s *demoSystem) watch(ctx context.Context, w io.Writer) {
 			s.hostDone <- err
 			return
 		case <-tick.C:
-			status, err := s.gateway.host.Status(ctx)
+			status, err := s.gateway.Status(ctx)
 			if err != nil {
 				continue
 			}
@@ -201,7 +201,7 @@ func (s *demoSystem) finish() (control.Ledger, error) {
 	defer tick.Stop()
 	var ledger control.Ledger
 	for settled := false; !settled; {
-		status, err := s.gateway.host.Status(context.Background())
+		status, err := s.gateway.Status(context.Background())
 		if err != nil {
 			return ledger, errors.Join(err, s.stop())
 		}
@@ -222,9 +222,6 @@ func (s *demoSystem) stop() error {
 	if s.stopHost != nil {
 		s.stopHost()
 		errs = append(errs, <-s.hostDone)
-	}
-	if s.gateway != nil {
-		errs = append(errs, s.gateway.close(context.Background()))
 	}
 	if s.plant != nil {
 		errs = append(errs, s.plant.close())
