@@ -212,13 +212,17 @@ func waitFor(t *testing.T, what string, ok func() bool) {
 	}
 }
 
-// publish sends n numbered messages at QoS 1 over all topics and returns when the
+// publish sends numbered messages at QoS 1 over all topics and returns when the
 // broker has acknowledged all.
-func (s *site) publish(from, n int) {
+func (s *site) publish(from, n int) { s.publishAt(from, n, 0, nil) }
+
+// publishAt is publish with at most rate messages a second, 0 for as many as go,
+// and an end when stop is closed. It returns how many were sent.
+func (s *site) publishAt(from, n, rate int, stop <-chan struct{}) (sent int) {
 	c := paho.NewClient(paho.NewClientOptions().AddBroker("tcp://" + s.broker).SetClientID("publisher" + strconv.Itoa(from)).SetProtocolVersion(4))
 	if tok := c.Connect(); tok.Wait() && tok.Error() != nil {
 		s.t.Errorf("publisher: %v", tok.Error())
-		return
+		return 0
 	}
 	defer c.Disconnect(250)
 	window := make(chan paho.Token, 500)
@@ -230,11 +234,27 @@ func (s *site) publish(from, n int) {
 			}
 		}
 	})
+	var pace <-chan time.Time
+	if rate > 0 {
+		t := time.NewTicker(10 * time.Millisecond)
+		defer t.Stop()
+		pace = t.C
+	}
+publishing:
 	for i := from; i < from+n; i++ {
+		if pace != nil && sent%(rate/100) == 0 {
+			select {
+			case <-pace:
+			case <-stop:
+				break publishing
+			}
+		}
+		sent++
 		window <- c.Publish(fmt.Sprintf("plant/t%02d", i%e2eTopics), 1, false, fmt.Sprintf(`{"value": %d, "unit": "canary-unit-%d"}`, i, i%7))
 	}
 	close(window)
 	wg.Wait()
+	return sent
 }
 
 // row is a row of the emulator's files.
@@ -307,15 +327,17 @@ func (s *site) judge(tables ...string) verdict {
 	return v
 }
 
-// killRound publishes while the sink is dead, kills the gateway at a random
-// moment, starts it again, brings the sink back and counts.
-func killRound(t *testing.T, pipelines, module string, tables ...string) {
+// killRound publishes, kills the gateway at a random moment, starts it again and
+// counts. dead says that there is no sink until all is published.
+func killRound(t *testing.T, dead bool, pipelines, module string, tables ...string) {
 	s := newSite(t, pipelines)
 	s.startGateway()
 	if module != "" {
 		s.edgehost("module", "push", module, "--name", "route")
 	}
-	s.emulator.signal(syscall.SIGKILL)
+	if dead {
+		s.emulator.signal(syscall.SIGKILL)
+	}
 	published := make(chan struct{})
 	go func() { s.publish(0, e2eMessages); close(published) }()
 	moment := time.Duration(50+rand.IntN(1500)) * time.Millisecond
@@ -326,7 +348,9 @@ func killRound(t *testing.T, pipelines, module string, tables ...string) {
 	s.gateway.signal(syscall.SIGKILL)
 	s.startGateway()
 	<-published
-	s.startEmulator()
+	if dead {
+		s.startEmulator()
+	}
 	waitFor(t, "all messages in the tables", func() bool { return s.judge(tables...).distinct >= e2eMessages })
 	var st control.Status
 	waitFor(t, "an empty spool", func() bool { st = s.status(); return st.Ledger.Waiting == 0 })
@@ -361,9 +385,10 @@ pipelines:
 
 func killRounds(t *testing.T, n int) {
 	for i := range n {
-		t.Run(fmt.Sprintf("one-table-%d", i), func(t *testing.T) { killRound(t, "", "", bronze) })
+		t.Run(fmt.Sprintf("one-table-%d", i), func(t *testing.T) { killRound(t, true, "", "", bronze) })
+		t.Run(fmt.Sprintf("sink-alive-%d", i), func(t *testing.T) { killRound(t, false, "", "", bronze) })
 		t.Run(fmt.Sprintf("two-tables-%d", i), func(t *testing.T) {
-			killRound(t, routePipeline, buildModule(t, "route"), bronze, second)
+			killRound(t, true, routePipeline, buildModule(t, "route"), bronze, second)
 		})
 	}
 }
@@ -401,24 +426,25 @@ func TestSmokeHostileModules(t *testing.T) {
 			}
 		}
 	})
-	published := make(chan struct{})
-	go func() { s.publish(0, e2eMessages); close(published) }()
+	published, stop := make(chan int, 1), make(chan struct{})
+	go func() { published <- s.publishAt(0, 1_000_000, 2000, stop) }()
 	for _, bad := range []string{"loop.wasm", "broken.wasm", "loop.wasm"} {
 		s.edgehost("module", "push", filepath.Join("host", "testdata", bad), "--name", "m")
 		waitFor(t, "the pipeline to be held", func() bool { return s.status().Pipelines[0].State == control.PipelineHeld })
 		s.edgehost("module", "push", "examples/plant/plant.wasm", "--name", "m")
 		waitFor(t, "the pipeline to run", func() bool { return s.status().Pipelines[0].State == control.PipelineRunning })
 	}
-	<-published
+	close(stop)
+	sent := <-published
 	var st control.Status
 	waitFor(t, "everything delivered", func() bool {
 		st = s.status()
-		return st.Ledger.Held == 0 && st.Ledger.Waiting == 0 && s.judge(bronze).distinct+int(st.Ledger.DeadLettered) >= e2eMessages
+		return st.Ledger.Held == 0 && st.Ledger.Waiting == 0 && s.judge(bronze).distinct+int(st.Ledger.DeadLettered) >= sent
 	})
 	cancel()
 	wg.Wait()
 	v := s.judge(bronze)
-	t.Logf("%d distinct rows, %d dead letters, slowest /health %v, balanced %v", v.distinct, st.Ledger.DeadLettered, slowest, st.Ledger.Balanced)
+	t.Logf("%d sent, %d distinct rows, %d dead letters, slowest /health %v, balanced %v", sent, v.distinct, st.Ledger.DeadLettered, slowest, st.Ledger.Balanced)
 	if slowest > time.Second || !st.Ledger.Balanced {
 		t.Fatalf("slowest /health %v, ledger %+v", slowest, st.Ledger)
 	}
