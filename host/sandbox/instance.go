@@ -49,6 +49,7 @@ type Instance struct {
 	call       call
 	granted    int64 // the fuel of the running slice
 	now, mono  int64 // the clocks that the module sees: microseconds, nanoseconds
+	booted     int64 // mono when the snapshot was taken
 	out        abi.Outputs
 	state      state
 	metrics    []Metric // by id, with the changes of this call
@@ -140,6 +141,7 @@ func (i *Instance) boot(ctx context.Context) error {
 		}
 	}
 	i.snapshot.take(mod, i.module.meter)
+	i.booted = i.mono
 	return nil
 }
 
@@ -191,7 +193,7 @@ func (i *Instance) run(ctx context.Context, in *abi.Batch, flags uint32) (*Resul
 		i.drop()
 		return nil, err
 	}
-	i.base, i.room, i.mono = 0, 0, 0
+	i.base, i.room, i.mono = 0, 0, i.booted
 	return nil, err
 }
 
