@@ -98,6 +98,8 @@ func (a *Arena) nextGeneration() {
 	if a.gen == 0 {
 		clear(a.slots)
 		clear(a.seen[:])
+		clear(a.texts[:])
+		clear(a.arrays[:])
 		a.gen = 1
 	}
 }

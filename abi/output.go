@@ -3,15 +3,17 @@ package abi
 import (
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"unicode/utf8"
 )
 
 const (
-	internMax     = 128  // bytes of a string that is remembered
-	internEntries = 4096 //
-	attrChunk     = 256  // attributes allocated at a time
+	internMax   = 128  // bytes of a string that is remembered from batch to batch
+	internSlots = 1024 // such strings
+	memoSlots   = 256  // references remembered in one batch
+	attrChunk   = 256  // attributes allocated at a time
 )
 
 // Output is one record that a module emitted.
@@ -59,13 +61,35 @@ func (l *OutputLimits) maxBytes(in int) int64 {
 	return int64(l.BytesFactor)*int64(in) + int64(l.BytesExtra)
 }
 
+var errNotUTF8 = errors.New("not UTF-8")
+
 // decoder is the part of an Arena that reads.
 type decoder struct {
 	mem      []byte
 	budget   int64 // bytes that may still be copied out
-	interned map[string]string
+	interned [internSlots]string
+	texts    [memoSlots]textMemo
+	arrays   [memoSlots]attrsMemo
 	chunk    []Attr
 }
+
+// textMemo remembers a string that was read in this generation. Guests refer to
+// the same string from many rows, as the host does.
+type textMemo struct {
+	gen  uint32
+	ref  Ref
+	text string
+}
+
+// attrsMemo does the same for an attribute array and the host's array that it was
+// compared with.
+type attrsMemo struct {
+	gen      uint32
+	ref, was Ref
+	attrs    []Attr
+}
+
+func memoSlot(ref Ref) uint32 { return uint32(ref) * 0x9E3779B1 >> 24 }
 
 // emptyRow and emptyRecord stand in for the input of rows that have none.
 var (
@@ -177,9 +201,21 @@ func (a *Arena) changed(row, was *[RowSize]byte, rec *Record, index int, lim *Ou
 	return nil
 }
 
-// attrs reads an attribute array. was is the array that the host wrote for old:
-// what stands there unchanged is taken from old.
+// attrs reads an attribute array, once in a batch. was is the array that the host
+// wrote for old: what stands there unchanged is taken from old.
 func (a *Arena) attrs(ref, was Ref, old []Attr) ([]Attr, error) {
+	memo := &a.arrays[memoSlot(ref)]
+	if memo.gen == a.gen && memo.ref == ref && memo.was == was {
+		return memo.attrs, nil
+	}
+	attrs, err := a.readAttrs(ref, was, old)
+	if err == nil {
+		*memo = attrsMemo{a.gen, ref, was, attrs}
+	}
+	return attrs, err
+}
+
+func (a *Arena) readAttrs(ref, was Ref, old []Attr) ([]Attr, error) {
 	le := binary.LittleEndian
 	n := int(ref.Len())
 	if n == 0 {
@@ -265,27 +301,40 @@ func (a *Arena) value(kind Kind, bits uint64) (Value, error) {
 	}
 }
 
-// text copies a string out of the guest's memory. Short ones that came before
-// are not copied again.
+// text copies a string out of the guest's memory, unless it was copied before.
 func (a *Arena) text(ref Ref) (string, error) {
+	memo := &a.texts[memoSlot(ref)]
+	if memo.gen == a.gen && memo.ref == ref {
+		return memo.text, a.spend(len(memo.text))
+	}
 	b, err := a.copyable(ref)
 	if err != nil || len(b) == 0 {
 		return "", err
 	}
-	if s, ok := a.interned[string(b)]; ok {
-		return s, nil
+	s, err := a.intern(b)
+	if err != nil {
+		return "", fmt.Errorf("text at %#x: %w", ref.Ptr(), err)
 	}
-	if !utf8.Valid(b) {
-		return "", fmt.Errorf("text at %#x is not UTF-8", ref.Ptr())
-	}
-	s := string(b)
-	if len(s) <= internMax {
-		if a.interned == nil || len(a.interned) >= internEntries {
-			a.interned = make(map[string]string)
-		}
-		a.interned[s] = s
-	}
+	*memo = textMemo{a.gen, ref, s}
 	return s, nil
+}
+
+// intern copies b, or finds a copy from this batch or an earlier one.
+func (a *Arena) intern(b []byte) (string, error) {
+	if len(b) > internMax {
+		if !utf8.Valid(b) {
+			return "", errNotUTF8
+		}
+		return string(b), nil
+	}
+	at := &a.interned[hash(b)%internSlots]
+	if *at != string(b) {
+		if !utf8.Valid(b) {
+			return "", errNotUTF8
+		}
+		*at = string(b)
+	}
+	return *at, nil
 }
 
 // reason copies the words of a reject, cut and mended where they must be: they

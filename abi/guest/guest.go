@@ -167,6 +167,7 @@ func start() uint32 {
 // process is edgehost_process.
 func process(batch uint32) uint32 {
 	reset()
+	generation++
 	module.process((*header)(at(batch)))
 	return 0
 }
@@ -174,6 +175,7 @@ func process(batch uint32) uint32 {
 // tick is edgehost_tick.
 func tick(batch uint32) uint32 {
 	reset()
+	generation++
 	h := (*header)(at(batch))
 	out := newEmitter(h)
 	if module.tick != nil {

@@ -207,6 +207,45 @@ func TestFlatMap(t *testing.T) {
 	}
 }
 
+// Edits that are shared between records, and records that are held side by side,
+// do not leak into each other.
+func TestSharedEdits(t *testing.T) {
+	out := mustRun(t, func() {
+		FlatMap(func(r *Record, out *Emitter) {
+			if r.Index() > 1 {
+				return
+			}
+			r.SetUnit("mbar") // the same edit of the same array twice
+			if r.Index() == 1 {
+				r.SetAttr("more", abi.Int(1))
+			}
+			out.Emit(r)
+			r.SetUnit("Pa")
+			out.Emit(r)
+			x, y := out.New(), out.New()
+			x.SetUnit("K")
+			y.SetUnit("K")
+			x.SetUnit("°C")
+			out.Emit(x)
+			x.SetUnit("°F")
+			out.Emit(x)
+			out.Emit(y)
+		})
+	})
+	var units []string
+	for i := range out.Out {
+		unit, _ := out.Out[i].Attr("unit")
+		units = append(units, unit.Text())
+	}
+	want := []string{"mbar", "Pa", "°C", "°F", "K", "mbar", "Pa", "°C", "°F", "K"}
+	if !slices.Equal(units, want) {
+		t.Errorf("units %q, want %q", units, want)
+	}
+	if len(out.Out[0].Attrs) != 2 || len(out.Out[5].Attrs) != 3 || len(out.Out[6].Attrs) != 3 {
+		t.Errorf("attributes %v, %v, %v", out.Out[0].Attrs, out.Out[5].Attrs, out.Out[6].Attrs)
+	}
+}
+
 func TestRefusals(t *testing.T) {
 	for want, setup := range map[string]func(){
 		"no operator":           func() {},

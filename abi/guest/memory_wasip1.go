@@ -37,7 +37,7 @@ func refOf(s string) ref {
 	return ref{uint32(uintptr(unsafe.Pointer(unsafe.StringData(s)))), uint32(len(s))}
 }
 
-// alloc gives n bytes, a multiple of 8, until the next batch.
+// alloc gives n zero bytes, a multiple of 8, until the next batch.
 func alloc(n uint32) uint32 {
 	words := int(n / 8)
 	if words > len(chunk) {
@@ -49,6 +49,7 @@ func alloc(n uint32) uint32 {
 			full = append(full, chunk)
 		}
 	}
+	clear(chunk[:words])
 	p := unsafe.Pointer(unsafe.SliceData(chunk))
 	chunk = chunk[words:]
 	return uint32(uintptr(p))

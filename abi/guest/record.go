@@ -13,12 +13,43 @@ import (
 type Record struct {
 	row      *row
 	attrSize uint32
-	room     uint32 // attributes that the row's own array can hold; 0 while it is the host's
+	room     uint32 // attributes that the row's own array can hold; 0 while it is shared
+	memo     *memo  // remembers how the row's own array came about; nil when nothing does
+	private  bool   // never shares its array: the function may hold it beside others
+}
+
+// memo remembers an edit of attributes in this batch. The host lets many rows share
+// an array, and modules mostly make the same edit to each: then the result is
+// shared too.
+type memo struct {
+	gen      uint32
+	old, new ref
+	key, str string // compared by address: equal constants are the same string
+	bits     uint64
+	kind     abi.Kind
+}
+
+var (
+	memos      [64]memo
+	generation uint32 // the batch that memos are of
+)
+
+func same(a, b string) bool {
+	return len(a) == len(b) && unsafe.StringData(a) == unsafe.StringData(b)
+}
+
+// recall finds the result of an edit that was made before in this batch, or
+// else the place to remember it.
+func (r *Record) recall(key string, v *abi.Value) (m *memo, ok bool) {
+	old := r.row.attrs
+	m = &memos[(old.ptr/8)%uint32(len(memos))]
+	ok = m.gen == generation && m.old == old && same(m.key, key) && m.kind == v.Kind() && m.bits == v.Bits() && same(m.str, v.Text())
+	return m, ok
 }
 
 // look points r at a row.
 func (r *Record) look(h *header, at *row) {
-	r.row, r.attrSize, r.room = at, h.attrSize, 0
+	r.row, r.attrSize, r.room, r.memo = at, h.attrSize, 0, nil
 }
 
 func fromBits(bits uint64) float64 { return math.Float64frombits(bits) }
@@ -139,18 +170,38 @@ func (r *Record) Attr(key string) (abi.Value, bool) {
 
 // SetAttr sets the attribute key. A record has at most 64 attributes.
 func (r *Record) SetAttr(key string, v abi.Value) {
+	if r.room > 0 || r.private {
+		r.forget()
+		r.own(r.row.attrs.n + 1)
+		r.edit(key, v)
+		return
+	}
+	m, ok := r.recall(key, &v)
+	if ok {
+		r.row.attrs = m.new
+		return
+	}
+	old := r.row.attrs
+	r.own(old.n + 1)
+	r.edit(key, v)
+	*m = memo{gen: generation, old: old, new: r.row.attrs, key: key, str: v.Text(), bits: v.Bits(), kind: v.Kind()}
+	r.memo = m
+}
+
+// forget drops the memo of an array that is about to change.
+func (r *Record) forget() {
+	if r.memo != nil {
+		r.memo.gen, r.memo = 0, nil
+	}
+}
+
+// edit sets an attribute in the row's own array, which has room for it.
+func (r *Record) edit(key string, v abi.Value) {
 	a := r.find(key)
-	if a == nil || r.room == 0 {
-		n := r.row.attrs.n
-		if a == nil {
-			n++
-		}
-		r.own(n)
-		if a = r.find(key); a == nil {
-			a = r.attr(r.row.attrs.n)
-			a.key = refOf(key)
-			r.row.attrs.n++
-		}
+	if a == nil {
+		a = r.attr(r.row.attrs.n)
+		a.key = refOf(key)
+		r.row.attrs.n++
 	}
 	a.value, a.kind = bitsOf(v), uint8(v.Kind())
 }
@@ -160,6 +211,7 @@ func (r *Record) DelAttr(key string) {
 	if r.find(key) == nil {
 		return
 	}
+	r.forget()
 	r.own(r.row.attrs.n)
 	n := r.row.attrs.n - 1
 	for i := range n {
@@ -232,12 +284,12 @@ func (out *Emitter) Emit(r *Record) {
 	}
 	copyWords((*row)(at(out.at+out.n*out.h.rowSize)), r.row, out.h.rowSize)
 	out.n++
-	r.room = 0 // the copy shares the attributes
+	r.room, r.memo = 0, nil // the copy shares the attributes
 }
 
 // New makes a record that derives from no input record.
 func (out *Emitter) New() *Record {
-	r := &Record{row: (*row)(at(alloc(out.h.rowSize))), attrSize: out.h.attrSize}
+	r := &Record{row: (*row)(at(alloc(out.h.rowSize))), attrSize: out.h.attrSize, private: true}
 	clear(unsafe.Slice((*uint64)(unsafe.Pointer(r.row)), out.h.rowSize/8))
 	r.row.index = abi.NoIndex
 	r.row.eventTime, r.row.ingestTime = out.h.time, out.h.time

@@ -8,11 +8,11 @@ import (
 // asm assembles small core modules for tests. Function indices count imports
 // first, in the order of the calls: all imports before the first function.
 type asm struct {
-	types, imports, funcs, exports, codes, datas, globals [][]byte
-	nImports                                              int
-	start                                                 int // function that runs at instantiation; -1 is none
-	min, max                                              uint32
-	memory                                                string // export name; "" has a memory that is not exported
+	types, imports, funcs, tables, exports, codes, datas, globals [][]byte
+	nImports                                                      int
+	start                                                         int // function that runs at instantiation; -1 is none
+	min, max                                                      uint32
+	memory                                                        string // export name; "" has a memory that is not exported
 }
 
 func newAsm() *asm { return &asm{start: -1, min: 16, max: 64, memory: "memory"} }
@@ -90,6 +90,7 @@ func (a *asm) bytes() []byte {
 	section(1, a.types)
 	section(2, a.imports)
 	section(3, a.funcs)
+	section(4, a.tables)
 	section(5, [][]byte{cat([]byte{1}, uleb(uint64(a.min)), uleb(uint64(a.max)))})
 	section(6, a.globals)
 	section(7, exports)

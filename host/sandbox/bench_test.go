@@ -5,7 +5,6 @@ import (
 	"log/slog"
 	"testing"
 
-	"github.com/edgehost/edgehost/abi"
 	"github.com/edgehost/edgehost/host/sandbox"
 )
 
@@ -43,4 +42,15 @@ func BenchmarkInstantiate(b *testing.B) {
 	}
 }
 
-var _ = abi.Version
+// BenchmarkFault is a Go panic and the way back to a usable instance.
+func BenchmarkFault(b *testing.B) {
+	m := compile(b, newHost(b), build(b, "./testdata/guests/faulty"))
+	i := instantiate(b, m, sandbox.Env{Name: "faulty"})
+	in := batch(10)
+	in.Records[5].Address = "panic"
+	for b.Loop() {
+		if _, err := i.Process(b.Context(), in); err == nil {
+			b.Fatal("no fault")
+		}
+	}
+}

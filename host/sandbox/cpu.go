@@ -18,17 +18,11 @@ import (
 // they look at the deadline themselves.
 const workBetweenChecks = 1 << 16
 
-// maxItems is the entries of a section. The Go linker makes a data segment of every
-// run of bytes between zeros, tens of thousands in a module that imports fmt; 100,000
-// is what browsers take (https://webassembly.github.io/spec/js-api/#limits).
-const maxItems = 100_000
-
 // instrument meters a module.
 func instrument(wasm []byte, l Limits) ([]byte, *meter.Info, error) {
 	cfg := meter.DefaultConfig()
 	cfg.ModuleBytes = l.ModuleBytes
 	cfg.MemoryPages = 1 << 16 // memory holds each instance to its own limit, and notices
-	cfg.Items = maxItems
 	out, info, err := meter.Instrument(wasm, cfg)
 	var refused *meter.Refused
 	if errors.As(err, &refused) {

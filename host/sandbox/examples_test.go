@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/edgehost/edgehost/abi"
 	"github.com/edgehost/edgehost/host/sandbox"
@@ -228,5 +229,31 @@ func TestGoPanicIsATrap(t *testing.T) {
 	// The wall clock is the batch's, and an hour's sleep takes no time.
 	if got := res.Out[0].Value; got != abi.Int(in.Time) {
 		t.Errorf("the module's clock says %v", got.AsInt())
+	}
+}
+
+// What a Go module makes stays alive until the host has read it, whatever its garbage
+// collector does in between.
+func TestGoFanOutUnderGarbageCollection(t *testing.T) {
+	m := compile(t, newHost(t), build(t, "./testdata/guests/fanout"))
+	i := instantiate(t, m, sandbox.Env{Name: "fanout", Limits: sandbox.Limits{Deadline: time.Minute}})
+	in := batch(3000)
+	for range 3 {
+		res, err := i.Process(t.Context(), in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(res.Out) != 6000 {
+			t.Fatalf("%d out", len(res.Out))
+		}
+		for k := range in.Records {
+			first, second := res.Out[2*k], res.Out[2*k+1]
+			copied, _ := second.Attr("copy")
+			unit, _ := second.Attr(abi.AttrUnit)
+			if first.Index != k || first.Address != in.Records[k].Address || len(first.Attrs) != 2 ||
+				second.Address != fmt.Sprintf("%s/%d", in.Records[k].Address, k) || copied != abi.String(fmt.Sprint("copy ", k)) || unit != abi.String("°C") {
+				t.Fatalf("record %d: %+v, %+v", k, first, second)
+			}
+		}
 	}
 }

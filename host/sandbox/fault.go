@@ -56,8 +56,8 @@ type abort struct {
 
 func (a *abort) Error() string { return a.msg }
 
-// errHost ends a call because the caller's context ended.
-var errHost = errors.New("the call was cancelled")
+// errHost marks what ends a call and is not the module's doing.
+var errHost = errors.New("host")
 
 // fault finds out whose failure err is: a *Fault for the module's, another error
 // for ours.

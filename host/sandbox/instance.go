@@ -49,6 +49,7 @@ type Instance struct {
 	call       call
 	granted    int64 // the fuel of the running slice
 	now, mono  int64 // the clocks that the module sees: microseconds, nanoseconds
+	booted     int64 // mono when the snapshot was taken
 	out        abi.Outputs
 	state      state
 	metrics    []Metric // by id, with the changes of this call
@@ -110,12 +111,11 @@ func (i *Instance) start(ctx context.Context) error {
 func (i *Instance) boot(ctx context.Context) error {
 	i.arm(ctx, i.env.Limits.InitDeadline, unlimited)
 	i.granted = i.module.meter.Slice
-	if need := uint64(i.module.meter.MemoryMin) << 16; need > i.memory.most {
-		return refuse("the module starts with %d bytes of memory, at most %d are allowed", need, i.memory.most)
+	if need, most := i.module.meter.MemoryMin, i.env.Limits.MemoryPages; need > most {
+		return refuse("the module starts with %d pages of memory, at most %d are allowed", need, most)
 	}
 	cx := &callContext{ctx, i}
-	mod, err := i.module.host.runtime.InstantiateModule(experimental.WithMemoryAllocator(cx, &i.memory), i.module.compiled,
-		wazero.NewModuleConfig().WithName("").WithStartFunctions())
+	mod, err := i.instantiate(cx)
 	if err != nil {
 		return err
 	}
@@ -140,7 +140,20 @@ func (i *Instance) boot(ctx context.Context) error {
 		}
 	}
 	i.snapshot.take(mod, i.module.meter)
+	i.booted = i.mono
 	return nil
+}
+
+// instantiate makes the wazero instance. wazero panics when there is no address
+// space for its memory.
+func (i *Instance) instantiate(ctx context.Context) (mod api.Module, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("%w: instantiate module: %v", errHost, r)
+		}
+	}()
+	return i.module.host.runtime.InstantiateModule(experimental.WithMemoryAllocator(ctx, &i.memory), i.module.compiled,
+		wazero.NewModuleConfig().WithName("").WithStartFunctions())
 }
 
 // Process runs one batch through the module. A *Fault means that the module
@@ -191,7 +204,7 @@ func (i *Instance) run(ctx context.Context, in *abi.Batch, flags uint32) (*Resul
 		i.drop()
 		return nil, err
 	}
-	i.base, i.room, i.mono = 0, 0, 0
+	i.base, i.room, i.mono = 0, 0, i.booted
 	return nil, err
 }
 

@@ -18,11 +18,12 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"sync"
+	"time"
 
 	"github.com/edgehost/edgehost/host/sandbox/meter"
 	"github.com/tetratelabs/wazero"
 	"github.com/tetratelabs/wazero/api"
-	"github.com/tetratelabs/wazero/experimental"
 )
 
 // Config says how a Host is set up.
@@ -41,6 +42,8 @@ type Host struct {
 	runtime wazero.Runtime
 	cache   wazero.CompilationCache
 	limits  Limits
+
+	compiling sync.WaitGroup
 }
 
 // New starts a Host.
@@ -70,6 +73,7 @@ func New(cfg Config) (*Host, error) {
 // Close ends the runtime and frees the compiled code. All instances must be
 // closed before.
 func (h *Host) Close() error {
+	h.compiling.Wait()
 	ctx := context.Background()
 	err := h.runtime.Close(ctx)
 	if h.cache != nil {
@@ -100,17 +104,9 @@ func (h *Host) Compile(ctx context.Context, wasm []byte) (*Module, error) {
 	if err != nil {
 		return nil, err
 	}
-	cctx, cancel := context.WithTimeout(ctx, h.limits.CompileDeadline)
-	defer cancel()
-	// With one worker the compiler never looks at the context.
-	compiled, err := h.runtime.CompileModule(experimental.WithCompilationWorkers(cctx, 2), metered)
-	switch {
-	case ctx.Err() != nil:
-		return nil, fmt.Errorf("compile module: %w", ctx.Err())
-	case cctx.Err() != nil:
-		return nil, refuse("compiling takes longer than %s: make the largest functions smaller", h.limits.CompileDeadline)
-	case err != nil:
-		return nil, refuse("not a valid WebAssembly module: %v", err)
+	compiled, err := h.compile(ctx, metered)
+	if err != nil {
+		return nil, err
 	}
 	has, err := checkModule(compiled)
 	if err != nil {
@@ -119,6 +115,47 @@ func (h *Host) Compile(ctx context.Context, wasm []byte) (*Module, error) {
 	}
 	sum := sha256.Sum256(wasm)
 	return &Module{host: h, compiled: compiled, digest: hex.EncodeToString(sum[:]), meter: info, has: has}, nil
+}
+
+// compile gives a module to the engine. The engine looks at a context only when it
+// compiles in goroutines of its own, where a panic of it would end the process; so it
+// runs in ours, and one that takes too long is left to end by itself: the meter
+// has bounded what it costs.
+func (h *Host) compile(ctx context.Context, wasm []byte) (wazero.CompiledModule, error) {
+	type result struct {
+		compiled wazero.CompiledModule
+		err      error
+	}
+	done := make(chan result, 1)
+	h.compiling.Go(func() {
+		defer func() {
+			if r := recover(); r != nil {
+				done <- result{err: refuse("the compiler cannot handle this module: %v", r)}
+			}
+		}()
+		compiled, err := h.runtime.CompileModule(context.WithoutCancel(ctx), wasm)
+		if err != nil {
+			err = refuse("not a valid WebAssembly module: %v", err)
+		}
+		done <- result{compiled, err}
+	})
+	late := time.NewTimer(h.limits.CompileDeadline)
+	defer late.Stop()
+	var err error
+	select {
+	case r := <-done:
+		return r.compiled, r.err
+	case <-ctx.Done():
+		err = fmt.Errorf("compile module: %w", ctx.Err())
+	case <-late.C:
+		err = refuse("compiling takes longer than %s: make the largest functions smaller", h.limits.CompileDeadline)
+	}
+	h.compiling.Go(func() {
+		if r := <-done; r.compiled != nil {
+			_ = r.compiled.Close(context.Background()) // nobody has it
+		}
+	})
+	return nil, err
 }
 
 // Digest is the SHA-256 of the module as it was given to Compile, in hex.

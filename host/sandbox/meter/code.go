@@ -25,7 +25,7 @@ type coder struct {
 	fuel, tmp uint32 // added locals: the fuel left, i64; an operand, i32
 	plain     bool   // copy without metering: what is tried first on small bodies
 	cost      int64  // fuel of all instructions together
-	work      int64  // what compile time grows with, see Config.BlockLocals
+	size      bodySize
 	calls     bool
 	checks    bool // it loops or has bulk operations
 	wrapped   bool // a branch leaves the body: it needs a block around it
@@ -184,7 +184,7 @@ func (c *coder) open(code byte, start int) {
 		f.arity = params
 		c.checks = true
 	}
-	c.work += int64(c.locals + params + results + 1)
+	c.size.open(code, params+results)
 	c.frames = append(c.frames, f)
 	if code == opBlock || c.plain || c.r.err != nil {
 		return
@@ -236,6 +236,7 @@ func (c *coder) elseArm(start int) {
 // what is pending goes on.
 func (c *coder) close(start int) {
 	top := c.frames[len(c.frames)-1]
+	c.size.close(top.op)
 	c.frames = c.frames[:len(c.frames)-1]
 	if len(c.frames) == 0 {
 		c.wrapped = top.targeted
@@ -270,6 +271,7 @@ func (c *coder) branch(code byte, start int) {
 			return
 		}
 	}
+	c.size.blocks += 1 + targets/3
 	c.chargeBefore(start)
 }
 
@@ -281,7 +283,7 @@ func (c *coder) target(label uint32) {
 	}
 	f := &c.frames[len(c.frames)-1-int(label)]
 	f.targeted = true
-	c.work += int64(f.arity + 1)
+	c.size.values += f.arity
 }
 
 // leave turns return into a branch to the block around the body.
@@ -300,7 +302,7 @@ func (c *coder) leave(start int) {
 // call hands the fuel over in the global and takes back what the callee left.
 func (c *coder) call(start int, t funcType, emit func()) {
 	c.calls = true
-	c.work += int64(len(t.params) + len(t.results))
+	c.size.values += len(t.params) + len(t.results)
 	c.copy(c.r.pos - start)
 	if c.plain {
 		emit()

@@ -83,7 +83,9 @@ func (m *module) names() []byte {
 		}
 	}
 	names[m.yield] = reserved + YieldName
-	names[m.check] = reserved + "check"
+	for i, name := range addedNames[:m.added()] {
+		names[m.check+uint32(i)] = name
+	}
 	indices := make([]uint32, 0, len(names))
 	for f := range names {
 		indices = append(indices, f)

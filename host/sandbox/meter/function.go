@@ -1,5 +1,7 @@
 package meter
 
+import "time"
+
 // smallBody and smallCost bound the functions without loops and calls that are
 // charged at once, at the entry, for the most that they can use: accessors. They
 // do not ask whether fuel is left; their callers do.
@@ -17,7 +19,7 @@ func (m *module) code() []byte {
 		return nil
 	}
 	out := make([]byte, 0, len(r.buf)+len(r.buf)/2+1024)
-	out = appendU32(out, uint32(n+1))
+	out = append(out, 0, 0, 0, 0, 0) // the number of bodies, when it is known
 	c := coder{m: m}
 	for i := range n {
 		body := r.bytes(r.u32())
@@ -36,7 +38,11 @@ func (m *module) code() []byte {
 	if err := r.end(); err != nil && len(m.reasons) < maxReasons {
 		m.refuse("code section: %v", err)
 	}
-	return m.appendCheck(out)
+	if limit := 10 * m.cfg.CompileTime; m.compile > limit {
+		m.refuse("its functions would take about %v to compile together, %v are allowed", m.compile.Round(time.Second), limit)
+	}
+	putPadded(out, uint32(n+m.added()))
+	return m.appendAdded(out)
 }
 
 // function appends the rewritten body of one function with its size.
@@ -58,10 +64,13 @@ func (c *coder) function(out []byte, fn uint32, r reader) []byte {
 		m.refuse("%s: %v", m.funcName(fn), c.r.err)
 		return out
 	}
-	if c.work > int64(m.cfg.BlockLocals) {
-		m.refuse("%s has too many blocks for its %d locals: split it", m.funcName(fn), c.locals)
+	estimate := c.size.compileTime(c.locals)
+	if estimate > m.cfg.CompileTime {
+		m.refuse("%s would take about %v to compile, %v are allowed: it has too many blocks, nested loops and locals (%d); split it",
+			m.funcName(fn), estimate.Round(time.Millisecond), m.cfg.CompileTime, c.locals)
 		return out
 	}
+	m.compile += estimate
 	head := c.prologue(groups, declared, fn)
 	c.epilogue()
 	out = appendU32(out, uint32(len(head)+len(c.out)))
@@ -71,7 +80,7 @@ func (c *coder) function(out []byte, fn uint32, r reader) []byte {
 // run rewrites the body from where the locals end.
 func (c *coder) run(r reader, results int) {
 	c.r, c.out = r, c.out[:0]
-	c.pending, c.cost, c.work = 0, 0, 0
+	c.pending, c.cost, c.size = 0, 0, bodySize{}
 	c.calls, c.checks, c.wrapped = false, false, false
 	c.fuel, c.tmp = uint32(c.locals), uint32(c.locals)+1
 	c.body(results)
@@ -166,23 +175,4 @@ func (m *module) appendWrapType(b []byte, t uint32) []byte {
 		return append(b, results[0])
 	}
 	return appendS64(b, int64(m.wrapTypes[t]))
-}
-
-// appendCheck appends the function that is called when a counter is below 0:
-//
-//	(func (param $fuel i64) (result i64)
-//	  (global.set $FuelGlobal (local.get $fuel))
-//	  (call $yield)
-//	  (if (i64.lt_s (global.get $DepthGlobal) (i64.const 0)) (then unreachable))
-//	  (global.get $FuelGlobal))
-func (m *module) appendCheck(out []byte) []byte {
-	c := coder{m: m, out: []byte{0}}
-	c.index(opLocalGet, 0)
-	c.index(opGlobalSet, m.fuel)
-	c.index(opCall, m.yield)
-	c.index(opGlobalGet, m.depth)
-	c.emit(opI64Const, 0, opI64LtS, opIf, blockEmpty, opUnreachable, opEnd)
-	c.index(opGlobalGet, m.fuel)
-	c.emit(opEnd)
-	return append(appendU32(out, uint32(len(c.out))), c.out...)
 }

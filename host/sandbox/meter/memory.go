@@ -7,7 +7,7 @@ import "math/bits"
 // nanosecond, in cold memory at half of that.
 const (
 	pageShift  = 12 // memory.grow: 4096 units a page
-	bytesShift = 4  // memory.copy, .fill, .init: a unit for 16 bytes
+	bytesShift = 3  // memory.copy, .fill, .init: a unit for 8 bytes
 	entryShift = 1  // table.copy, .fill, .init, .grow: a unit for 2 entries
 	costBulk   = 8  // each of them, however short
 	costEngine = 100
@@ -48,6 +48,7 @@ func mask(limit uint64) int32 {
 // once whether fuel is left, since the operation itself cannot be stopped.
 func (c *coder) chargeAmount(start int, mask int32, shiftOp byte, shift int64) {
 	c.checks = true
+	c.size.blocks += blocksBulk
 	if c.plain || c.r.err != nil {
 		return
 	}
@@ -63,6 +64,45 @@ func (c *coder) chargeAmount(start int, mask int32, shiftOp byte, shift int64) {
 	c.index(opLocalTee, c.fuel)
 	c.checkFuel()
 	c.out = append(c.out, text...)
+}
+
+// inPieces charges for a short operation, whose length is on top of the stack,
+// and hands a long one to an added function:
+//
+//	local.tee $tmp   i32.const inlineBytes   i32.gt_u
+//	if (param i32 i32 i32)
+//	  flush   call $added   take back
+//	else
+//	  fuel -= pending + $tmp >> bytesShift   the instruction
+//	end
+func (c *coder) inPieces(start int, added uint32) {
+	c.checks = true
+	c.size.blocks += 2 * blocksBulk
+	if c.plain || c.r.err != nil {
+		return
+	}
+	c.m.pieces = true
+	text := c.r.buf[start:c.r.pos]
+	c.copy(len(text))
+	c.index(opLocalTee, c.tmp)
+	c.index(opLocalGet, c.tmp)
+	c.out = appendS64(append(c.out, opI32Const), inlineBytes)
+	c.emit(opI32GtU, opIf)
+	c.out = appendS64(c.out, int64(c.m.bulkType))
+	pending := c.pending
+	c.spend()
+	c.index(opGlobalSet, c.m.fuel)
+	c.index(opCall, c.m.check+added)
+	c.index(opGlobalGet, c.m.fuel)
+	c.index(opLocalSet, c.fuel)
+	c.emit(opElse)
+	c.pending = pending
+	c.spend()
+	c.index(opLocalGet, c.tmp)
+	c.emit(opI64ExtendU, opI64Const, bytesShift, opI64ShrU, opI64Sub)
+	c.index(opLocalSet, c.fuel)
+	c.out = append(c.out, text...)
+	c.emit(opEnd)
 }
 
 // bulk handles the instructions with prefix 0xfc.
@@ -95,7 +135,11 @@ func (c *coder) bulk(start int) {
 	c.pending += cost
 	c.cost += cost
 	switch sub {
-	case bulkMemoryInit, bulkMemoryCopy, bulkMemoryFill:
+	case bulkMemoryCopy:
+		c.inPieces(start, addedCopy)
+	case bulkMemoryFill:
+		c.inPieces(start, addedFill)
+	case bulkMemoryInit:
 		c.chargeAmount(start, mask(uint64(c.m.cfg.MemoryPages)<<16), opI64ShrU, bytesShift)
 	case bulkTableInit, bulkTableCopy, bulkTableGrow, bulkTableFill:
 		c.m.info.StatefulTables = true

@@ -17,6 +17,7 @@ package meter
 
 import (
 	"strings"
+	"time"
 )
 
 // Names that the rewritten module and its host share. A module that uses the
@@ -53,16 +54,19 @@ const (
 // Config holds the limits of one module. All of them must be positive.
 type Config struct {
 	ModuleBytes  int    // size of the whole module
-	BodyBytes    int    // size of one function body; compile time grows with its square
+	BodyBytes    int    // size of one function body
 	Functions    int    // functions that the module defines
 	Locals       int    // parameters and locals of one function
-	BlockLocals  int    // blocks times locals of one function: what compile time grows with
-	Items        int    // entries of each other section: types, imports, exports, globals, segments
+	Items        int    // entries of each other section; a Go module has up to 100,000 data segments
 	MemoryPages  uint32 // 64 KiB pages; a larger or missing maximum is lowered to it
 	Tables       int    // tables, imported ones included
 	TableEntries uint32 // entries of one table; a larger or missing maximum is lowered to it
 	MaxDepth     int64  // nested frames; a frame with many locals or a large body counts for more
 	Slice        int64  // units of fuel between two yields; a unit is about one simple instruction
+	// CompileTime is the most that one function may take to compile by estimate,
+	// and a tenth of what all together may take. A body of 5 KB can be built to
+	// take minutes, and the engine cannot be stopped inside a function.
+	CompileTime time.Duration
 }
 
 // DefaultConfig returns limits that every Go, C, Rust, Zig and AssemblyScript
@@ -73,13 +77,13 @@ func DefaultConfig() Config {
 		BodyBytes:    128 << 10,
 		Functions:    20_000,
 		Locals:       10_000,
-		BlockLocals:  1_000_000,
-		Items:        20_000,
+		Items:        100_000,
 		MemoryPages:  512,
 		Tables:       4,
 		TableEntries: 65_536,
 		MaxDepth:     2000,
 		Slice:        500_000,
+		CompileTime:  time.Second,
 	}
 }
 
@@ -114,8 +118,8 @@ func (m *module) rewrite(wasm []byte) []byte {
 		m.refuse("it has %d bytes, %d are allowed: strip it (Go: -ldflags=\"-s -w\", C and Rust: strip symbols)", len(wasm), m.cfg.ModuleBytes)
 		return nil
 	}
-	custom := m.split(wasm)
-	if len(m.reasons) > 0 || !m.scan(custom) {
+	custom, ok := m.split(wasm)
+	if !ok || !m.scan(custom) {
 		return nil
 	}
 	code := m.code()
@@ -123,6 +127,7 @@ func (m *module) rewrite(wasm []byte) []byte {
 		return nil
 	}
 	m.rewritten[secCode] = code
+	m.rewritten[secFunction] = m.functionSection()
 	m.rewritten[secType] = m.typeSection()
 	out := make([]byte, 0, len(wasm)+len(code)-len(m.bodies[secCode])+4096)
 	out = append(out, header...)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 )
 
 // Section ids of the specification 2.0, section 5.5.2, and of tags, which
@@ -85,8 +86,13 @@ type module struct {
 	info      *Info
 
 	// What the rewritten module has in addition.
-	yield, check uint32            // function indices
-	fuel, depth  uint32            // global indices
+	yield, check uint32 // function indices; check is the first of the added
+	fuel, depth  uint32 // global indices
+	checkType    uint32
+	bulkType     uint32
+	funcTypes    []byte            // the types of the functions, as they stand in the section
+	pieces       bool              // the functions for long operations are needed
+	compile      time.Duration     // estimate for all functions
 	wrapTypes    map[uint32]uint32 // function type -> type of the block around its body
 }
 
@@ -122,8 +128,9 @@ func (m *module) checkHeader(wasm []byte) {
 	}
 }
 
-// split cuts the module into sections and checks their order and sizes.
-func (m *module) split(wasm []byte) (custom []reader) {
+// split cuts the module into sections and checks their order and sizes; it
+// returns false when it cannot.
+func (m *module) split(wasm []byte) (custom []reader, ok bool) {
 	r := reader{buf: wasm, pos: len(header)}
 	last := 0
 	for r.more() {
@@ -132,7 +139,7 @@ func (m *module) split(wasm []byte) (custom []reader) {
 		body := r.bytes(r.u32())
 		if r.err != nil {
 			m.refuse("section at offset 0x%x: %v", at, r.err)
-			return nil
+			return nil, false
 		}
 		base := r.pos - len(body)
 		switch {
@@ -144,7 +151,7 @@ func (m *module) split(wasm []byte) (custom []reader) {
 			m.refuse("section at offset 0x%x: the id %d is not known", at, id)
 		case order[id] <= last:
 			m.refuse("section at offset 0x%x: the %s section is repeated or out of order", at, sectionNames[id])
-			return nil
+			return nil, false
 		default:
 			last = order[id]
 			m.bodies[id], m.bases[id] = body, base
@@ -156,23 +163,26 @@ func (m *module) split(wasm []byte) (custom []reader) {
 			m.bodies[id] = []byte{0}
 		}
 	}
-	return custom
+	return custom, true
 }
 
-// section runs parse over a section that is there and checks that nothing is left.
-func (m *module) section(id int, parse func(*reader)) {
+// section runs parse over a section that is there, checks that nothing is left
+// and reports whether it could be read.
+func (m *module) section(id int, parse func(*reader)) bool {
 	if m.bodies[id] == nil {
-		return
+		return true
 	}
 	r := reader{buf: m.bodies[id], base: m.bases[id]}
 	parse(&r)
-	if err := r.end(); err != nil {
+	err := r.end()
+	if err != nil {
 		m.refuse("%s section: %v", sectionNames[id], err)
 	}
+	return err == nil
 }
 
-// scan reads every section but code. It stops where a later section could not be
-// understood for want of an earlier one.
+// scan reads every section but code. It returns false where a later section
+// could not be understood for want of an earlier one.
 func (m *module) scan(custom []reader) bool {
 	m.scanCustom(custom)
 	for _, s := range []struct {
@@ -184,9 +194,7 @@ func (m *module) scan(custom []reader) bool {
 		{secExport, m.scanExports}, {secStart, m.scanStart}, {secElement, m.scanElements},
 		{secDataCount, func(r *reader) { r.u32() }}, {secData, m.scanData},
 	} {
-		before := len(m.reasons)
-		m.section(s.id, s.parse)
-		if len(m.reasons) > before && s.id <= secFunction {
+		if !m.section(s.id, s.parse) && s.id <= secFunction {
 			return false
 		}
 	}

@@ -60,6 +60,12 @@ const (
 	opF32Const    = 0x43
 	opF64Const    = 0x44
 	opI64LtS      = 0x53
+	opI32LtU      = 0x49
+	opI32GtU      = 0x4b
+	opI32LeU      = 0x4d
+	opI64GtU      = 0x56
+	opI32Add      = 0x6a
+	opI32Sub      = 0x6b
 	opI32And      = 0x71
 	opI64Add      = 0x7c
 	opI64Sub      = 0x7d

@@ -124,6 +124,14 @@ func (r *reader) end() error {
 
 func appendU32(b []byte, v uint32) []byte { return binary.AppendUvarint(b, uint64(v)) }
 
+// putPadded writes an unsigned LEB128 of exactly five bytes.
+func putPadded(b []byte, v uint32) {
+	for i := range 5 {
+		b[i] = byte(v>>(7*i))&0x7f | 0x80
+	}
+	b[4] &= 0x7f
+}
+
 // appendS64 appends a signed LEB128, as i64.const takes it.
 func appendS64(b []byte, v int64) []byte {
 	for {

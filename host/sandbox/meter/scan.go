@@ -207,8 +207,8 @@ func (m *module) globalType(r *reader) globalType {
 	return globalType{t, mut == 1}
 }
 
-// scanFunctions notes the types of the functions and adds the one that checks
-// the counters. A function with several results needs a type for the block that
+// scanFunctions notes the types of the functions and what the added ones need. A
+// function with several results needs a type for the block that
 // its body is wrapped into.
 func (m *module) scanFunctions(r *reader) {
 	n := r.count("functions")
@@ -224,8 +224,9 @@ func (m *module) scanFunctions(r *reader) {
 		}
 	}
 	m.check = uint32(len(m.funcs)) + 1
-	out := append(appendU32(nil, uint32(n+1)), r.buf[start:r.pos]...)
-	m.rewritten[secFunction] = appendU32(out, m.addType(funcType{[]byte{typeI64}, []byte{typeI64}}))
+	m.funcTypes = r.buf[start:r.pos]
+	m.checkType = m.addType(funcType{[]byte{typeI64}, []byte{typeI64}})
+	m.bulkType = m.addType(funcType{[]byte{typeI32, typeI32, typeI32}, nil})
 }
 
 func (m *module) scanTables(r *reader) {
