@@ -1,6 +1,7 @@
 package zerobus
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -114,6 +115,16 @@ func TestSchemaOf(t *testing.T) {
 		_, errs := SchemaOf(target, "columns", tt.columns)
 		if len(errs) == 0 || !strings.Contains(errs[0].Error(), tt.want) || !strings.HasPrefix(errs[0].Path, "columns") {
 			t.Errorf("%s: %v", name, errs)
+		}
+	}
+}
+
+func TestConfigPrintsNoSecret(t *testing.T) {
+	c := valid()
+	c.Auth.ClientSecret = "canary"
+	for _, format := range []string{"%v", "%+v", "%#v", "%s"} {
+		if text := fmt.Sprintf(format, c); strings.Contains(text, "canary") || !strings.Contains(text, "[redacted]") {
+			t.Errorf("%s: %s", format, text)
 		}
 	}
 }
