@@ -58,7 +58,7 @@ func newFakeHost() *fakeHost {
 
 // openFakeHost is newHost of the test binary. FAKE_START names the way in which
 // it cannot start.
-func openFakeHost(_ context.Context, cfg *config, log *slog.Logger) (host, error) {
+func openFakeHost(_ context.Context, cfg *config, log *slog.Logger) (runner, error) {
 	switch os.Getenv("FAKE_START") {
 	case "wrong key":
 		return nil, spool.ErrWrongKey

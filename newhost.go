@@ -7,6 +7,6 @@ import (
 )
 
 // newHost makes the host of a configuration.
-func newHost(context.Context, *config, *slog.Logger) (host, error) {
+func newHost(context.Context, *config, *slog.Logger) (runner, error) {
 	return nil, errors.New("this build has no host")
 }

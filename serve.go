@@ -15,9 +15,9 @@ import (
 	"github.com/edgehost/edgehost/host/control"
 )
 
-// host is a host as serve needs it: Run reads, transforms and delivers until ctx
+// runner is a host as serve needs it: Run reads, transforms and delivers until ctx
 // ends, then drains and closes what it opened.
-type host interface {
+type runner interface {
 	control.Backend
 	Run(ctx context.Context) error
 }
@@ -25,7 +25,7 @@ type host interface {
 // openHost makes the host of a configuration. It has opened its state when it
 // returns: a spool that another process holds or whose key is wrong is an error
 // here.
-type openHost func(ctx context.Context, cfg *config, log *slog.Logger) (host, error)
+type openHost func(ctx context.Context, cfg *config, log *slog.Logger) (runner, error)
 
 func serveCommand(open openHost) *cli.Command {
 	return &cli.Command{
@@ -97,7 +97,7 @@ func harden(cfg *config, log *slog.Logger) {
 
 // serve runs h with everything around it: control socket, health and metrics.
 // They answer until h has ended, so that a slow stop can be watched.
-func serve(ctx context.Context, cfg *config, h host, log *slog.Logger) error {
+func serve(ctx context.Context, cfg *config, h runner, log *slog.Logger) error {
 	socket, err := control.Listen(cfg.socket())
 	if err != nil {
 		// The host owns state that only Run gives back.
