@@ -99,7 +99,7 @@ func newApp(open openHost, stdin io.Reader, stdout, stderr io.Writer) *cli.App {
 		Suggest:         false,
 		Commands: []*cli.Command{
 			serveCommand(open), demoCommand(), statusCommand(), moduleCommand(), spoolCommand(), deadLetterCommand(), breakerCommand(),
-			configCommand(), healthcheckCommand(), emulatorCommand(), versionCommand(),
+			configCommand(), modbusCommand(), healthcheckCommand(), emulatorCommand(), versionCommand(),
 		},
 		ExitErrHandler:        func(*cli.Context, error) {},
 		Action:                groupAction,

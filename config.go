@@ -99,9 +99,11 @@ type sourceConfig struct {
 	Enabled  bool              `yaml:"enabled"`
 	Endpoint string            `yaml:"endpoint"`
 	Tags     map[string]string `yaml:"tags"`
-	// Endpoints and StaleAfterSeconds are those of the mqtt block; either place will do.
-	Endpoints         []string `yaml:"endpoints"`
-	StaleAfterSeconds float64  `yaml:"stale_after_seconds"`
+	// Endpoints are those of the mqtt block; either place will do.
+	Endpoints []string `yaml:"endpoints"`
+	// StaleAfterSeconds is how long a source may be silent before it counts as
+	// stalled; 0: for ever.
+	StaleAfterSeconds float64 `yaml:"stale_after_seconds"`
 	// Reconnect replaces keys of resilience.reconnect for this source.
 	Reconnect sources.ReconnectConfig `yaml:"reconnect"`
 	Target    zerobus.Target          `yaml:"target"`

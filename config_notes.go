@@ -33,8 +33,8 @@ func (c *config) NotInForce() []string {
 		}
 	}
 	for i, s := range c.Sources {
-		if s.StaleAfterSeconds > 0 && s.MQTT == nil {
-			out = append(out, fmt.Sprintf("sources[%d].stale_after_seconds (no effect: only mqtt sources watch for silence)", i))
+		if s.StaleAfterSeconds > 0 && s.Modbus != nil {
+			out = append(out, fmt.Sprintf("sources[%d].stale_after_seconds (no effect: a modbus source asks, so it is never silent)", i))
 		}
 	}
 	return out

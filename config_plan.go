@@ -77,7 +77,8 @@ func (c *config) planOne(p pipelineConfig, members []string) pipelinePlan {
 
 // bronzeTarget is the table of a protocol in the document's diagram.
 func bronzeTarget(protocol string) zerobus.Target {
-	return zerobus.Target{Catalog: protocol, Schema: "scada_data", Table: protocol + "_events_bronze"}
+	t, _ := parseTarget(map[string]string{"mqtt": zerobus.MQTTTable, "modbus": zerobus.ModbusTable, "opcua": zerobus.OPCUATable}[protocol])
+	return t
 }
 
 // targets returns every table that the plans deliver to, sorted by name.
