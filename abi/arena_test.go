@@ -201,8 +201,8 @@ func TestBadOutput(t *testing.T) {
 	for name, edit := range map[string]func([]byte){
 		"out_rows at the end":     header(HeaderOutRows, math.MaxUint32-7),
 		"n_out of 2^32-1":         header(HeaderNOut, math.MaxUint32),
-		"one row too many":        header(HeaderNOut, 16*8+1024+1),
-		"index out of range":      func(mem []byte) { put32(row(mem, 0), RowIndex, 8) },
+		"one row too many":        header(HeaderNOut, 16*9+1024+1),
+		"index out of range":      func(mem []byte) { put32(row(mem, 0), RowIndex, 9) },
 		"disposition 2":           func(mem []byte) { row(mem, 0)[RowDisposition] = 2 },
 		"kind 8":                  func(mem []byte) { row(mem, 0)[RowKind] = 8 },
 		"source wraps":            ref(RowSource, math.MaxUint32, 16),
@@ -232,6 +232,26 @@ func TestBadOutput(t *testing.T) {
 			put32(row(mem, 0), RowIndex, NoIndex)
 			put32(row(mem, 0), RowOutput, 3)
 		},
+		"too many bytes by repeating an input row": func(mem []byte) {
+			// Row 8 has a value of 60,000 bytes.
+			put32(mem[testBase:], HeaderOutRows, 0)
+			put32(mem[testBase:], HeaderNOut, 25)
+			for i := range 25 {
+				copy(mem[i*RowSize:], row(mem, 8))
+			}
+		},
+		"too many bytes by repeating attributes": func(mem []byte) {
+			at := len(mem) - MaxString - 64
+			put64(mem[at:], AttrKey, place(mem, "k"))
+			put64(mem[at:], AttrValue, place(mem[:len(mem)-1], strings.Repeat("y", 60_000)))
+			mem[at+AttrKind] = byte(KindString)
+			put32(mem[testBase:], HeaderOutRows, 0)
+			put32(mem[testBase:], HeaderNOut, 25)
+			for i := range 25 {
+				put64(row(mem, 0), RowAttrs, uint64(MakeRef(uint32(at), 1)))
+				copy(mem[i*RowSize:], row(mem, 0))
+			}
+		},
 		"too many bytes": func(mem []byte) {
 			big := place(mem, strings.Repeat("y", MaxString-1)) // more than internMax, so each is a copy
 			at := 0
@@ -249,9 +269,9 @@ func TestBadOutput(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			in := testRecords()
+			in := append(testRecords(), Record{Value: String(strings.Repeat("v", 60_000))})
 			out, err := run(t, in, OutputLimits{}, edit)
-			if !errors.Is(err, ErrBadOutput) {
+			if !errors.Is(err, ErrBadOutput) || (strings.HasPrefix(name, "too many bytes") && !strings.Contains(err.Error(), "more bytes")) {
 				t.Errorf("error %v", err)
 			}
 			if len(out.Out)+len(out.Rejects) != 0 {

@@ -41,7 +41,7 @@ type Outputs struct {
 // v1 and no output but the default.
 type OutputLimits struct {
 	RowsFactor, RowsExtra   int // rows out <= RowsFactor * rows in + RowsExtra
-	BytesFactor, BytesExtra int // bytes copied out <= BytesFactor * bytes in + BytesExtra
+	BytesFactor, BytesExtra int // bytes of new and of repeated text out <= BytesFactor * bytes in + BytesExtra
 	// Handles holds the handles beside 0 that rows may name. A row that names
 	// another is rejected.
 	Handles map[uint32]bool
@@ -66,11 +66,12 @@ var errNotUTF8 = errors.New("not UTF-8")
 // decoder is the part of an Arena that reads.
 type decoder struct {
 	mem      []byte
-	budget   int64 // bytes that may still be copied out
+	budget   int64 // bytes that may still come out
 	interned [internSlots]string
 	texts    [memoSlots]textMemo
 	arrays   [memoSlots]attrsMemo
 	chunk    []Attr
+	named    []uint64 // a bit for each input row that an output row has named
 }
 
 // textMemo remembers a string that was read in this generation. Guests refer to
@@ -87,6 +88,7 @@ type attrsMemo struct {
 	gen      uint32
 	ref, was Ref
 	attrs    []Attr
+	size     int64 // what reading it took of the budget
 }
 
 func memoSlot(ref Ref) uint32 { return uint32(ref) * 0x9E3779B1 >> 24 }
@@ -129,12 +131,16 @@ func (a *Arena) decode(lim *OutputLimits, out *Outputs) error {
 	if !ok {
 		return fmt.Errorf("%w: %d rows at out_rows %#x reach outside the memory", ErrBadOutput, n, at)
 	}
+	a.named = append(a.named[:0], make([]uint64, (len(a.in)+63)/64)...)
 	for i := range int(n) {
 		row := (*[RowSize]byte)(rows[i*RowSize:])
 		was, rec, index := &emptyRow, &emptyRecord, -1
 		if x := le.Uint32(row[RowIndex:]); uint64(x) < uint64(len(a.in)) {
 			index = int(x)
 			was, rec = (*[RowSize]byte)(a.image[HeaderSize+index*RowSize:]), &a.in[index]
+			if err := a.name(index); err != nil {
+				return fmt.Errorf("%w: row %d: %w", ErrBadOutput, i, err)
+			}
 			if *row == *was {
 				out.Out = append(out.Out, Output{Record: *rec, Index: index})
 				continue
@@ -147,6 +153,22 @@ func (a *Arena) decode(lim *OutputLimits, out *Outputs) error {
 		}
 	}
 	return nil
+}
+
+// name notes that an output row derives from an input row. The first may repeat its
+// input for nothing; every further one pays for what it repeats.
+func (a *Arena) name(index int) error {
+	word, bit := &a.named[index/64], uint64(1)<<(index%64)
+	if *word&bit == 0 {
+		*word |= bit
+		return nil
+	}
+	r := &a.in[index]
+	size := len(r.Source) + len(r.Address) + len(r.Value.str)
+	for i := range r.Attrs {
+		size += AttrSize + len(r.Attrs[i].Key) + len(r.Attrs[i].Value.str)
+	}
+	return a.spend(int64(size))
 }
 
 // changed reads a row that differs from the row that the host wrote for its
@@ -206,11 +228,12 @@ func (a *Arena) changed(row, was *[RowSize]byte, rec *Record, index int, lim *Ou
 func (a *Arena) attrs(ref, was Ref, old []Attr) ([]Attr, error) {
 	memo := &a.arrays[memoSlot(ref)]
 	if memo.gen == a.gen && memo.ref == ref && memo.was == was {
-		return memo.attrs, nil
+		return memo.attrs, a.spend(memo.size)
 	}
+	before := a.budget
 	attrs, err := a.readAttrs(ref, was, old)
 	if err == nil {
-		*memo = attrsMemo{a.gen, ref, was, attrs}
+		*memo = attrsMemo{a.gen, ref, was, attrs, before - a.budget}
 	}
 	return attrs, err
 }
@@ -228,7 +251,7 @@ func (a *Arena) readAttrs(ref, was Ref, old []Attr) ([]Attr, error) {
 	if !ok {
 		return nil, fmt.Errorf("%d at %#x reach outside the memory", n, ref.Ptr())
 	}
-	if err := a.spend(len(b)); err != nil {
+	if err := a.spend(int64(len(b))); err != nil {
 		return nil, err
 	}
 	var image []byte
@@ -305,7 +328,7 @@ func (a *Arena) value(kind Kind, bits uint64) (Value, error) {
 func (a *Arena) text(ref Ref) (string, error) {
 	memo := &a.texts[memoSlot(ref)]
 	if memo.gen == a.gen && memo.ref == ref {
-		return memo.text, a.spend(len(memo.text))
+		return memo.text, a.spend(int64(len(memo.text)))
 	}
 	b, err := a.copyable(ref)
 	if err != nil || len(b) == 0 {
@@ -347,7 +370,7 @@ func (a *Arena) reason(ref Ref) (string, error) {
 	if !ok {
 		return "", fmt.Errorf("%d bytes at %#x reach outside the memory", ref.Len(), ref.Ptr())
 	}
-	if err := a.spend(len(b)); err != nil {
+	if err := a.spend(int64(len(b))); err != nil {
 		return "", err
 	}
 	return cutText(b, MaxReason), nil
@@ -371,11 +394,11 @@ func (a *Arena) copyable(ref Ref) ([]byte, error) {
 	if !ok {
 		return nil, fmt.Errorf("%d bytes at %#x reach outside the memory", ref.Len(), ref.Ptr())
 	}
-	return b, a.spend(len(b))
+	return b, a.spend(int64(len(b)))
 }
 
-func (a *Arena) spend(n int) error {
-	if a.budget -= int64(n); a.budget < 0 {
+func (a *Arena) spend(n int64) error {
+	if a.budget -= n; a.budget < 0 {
 		return fmt.Errorf("the batch holds more bytes than a module may emit for its input")
 	}
 	return nil

@@ -33,6 +33,7 @@ type operator struct {
 	process func(*header)
 	tick    func(*Emitter)
 	errors  []string // why edgehost_init refuses
+	failed  string   // why the batch fails; "" when it does not
 }
 
 // module is the one operator of this module: a module has one memory and one
@@ -102,6 +103,11 @@ func register(f func(*header)) {
 // module starts.
 func Refuse(reason string) { module.errors = append(module.errors, reason) }
 
+// Fail makes the whole batch fail with reason, as a panic does: nothing of it counts,
+// and edgehost looks for the record at fault by processing parts of the batch. To
+// refuse one record, use Record.Reject.
+func Fail(reason string) { module.failed = reason }
+
 // Config is the value of a key of the deployment's configuration, and "" when
 // the key is not set.
 func Config(key string) string {
@@ -166,21 +172,33 @@ func start() uint32 {
 
 // process is edgehost_process.
 func process(batch uint32) uint32 {
-	reset()
-	generation++
-	module.process((*header)(at(batch)))
-	return 0
+	h := begin(batch)
+	module.process(h)
+	return end(h)
 }
 
 // tick is edgehost_tick.
 func tick(batch uint32) uint32 {
-	reset()
-	generation++
-	h := (*header)(at(batch))
+	h := begin(batch)
 	out := newEmitter(h)
 	if module.tick != nil {
 		module.tick(out)
 	}
 	out.finish()
-	return 0
+	return end(h)
+}
+
+func begin(batch uint32) *header {
+	reset()
+	generation++
+	module.failed = ""
+	return (*header)(at(batch))
+}
+
+func end(h *header) uint32 {
+	if module.failed == "" {
+		return 0
+	}
+	h.err = refOf(module.failed)
+	return 1
 }

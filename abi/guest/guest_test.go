@@ -261,6 +261,41 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
+func TestFail(t *testing.T) {
+	_, err := Run(Host{}, func() { Map(func(r *Record) { Fail("no lookup table") }) }, testBatch())
+	if err == nil || !strings.Contains(err.Error(), "no lookup table") {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestStateAndMetrics(t *testing.T) {
+	h := Host{KV: map[string][]byte{"n": []byte("1"), "old": nil}, Metrics: map[string]float64{}}
+	_, err := Run(h, func() {
+		total, last := NewCounter("total"), NewGauge("last")
+		Map(func(r *Record) {
+			total.Add(1)
+			last.Set(float64(r.Index()))
+			v, _ := KVGet("n")
+			if !KVSet("n", append(v, '1'), 0) || KVSet("", nil, 0) || !KVDelete("old") {
+				t.Error("kv")
+			}
+		})
+	}, testBatch())
+	if err != nil || string(h.KV["n"]) != "11111" || len(h.KV) != 1 || h.Metrics["total"] != 4 || h.Metrics["last"] != 3 {
+		t.Errorf("%v, %v, %v", h.KV, h.Metrics, err)
+	}
+	_, err = Run(Host{}, func() {
+		Map(func(r *Record) {
+			if _, ok := KVGet("n"); ok || KVSet("n", nil, 0) || KVDelete("n") {
+				t.Error("kv without a grant")
+			}
+		})
+	}, testBatch())
+	if err != nil {
+		t.Error(err)
+	}
+}
+
 func TestConfigAndLog(t *testing.T) {
 	var lines []string
 	_, err := Run(Host{Config: map[string]string{"f": "2.5", "s": "text"}, Log: func(l Level, text string) { lines = append(lines, text) }}, func() {

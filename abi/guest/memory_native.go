@@ -47,7 +47,9 @@ func Run(h Host, setup func(), in *abi.Batch) (*abi.Outputs, error) {
 	}
 	batch := alloc(uint32(len(image)+7) &^ 7)
 	copy(bytesOf(memory)[batch:], image)
-	process(batch)
+	if process(batch) != 0 {
+		return nil, errors.New("the module fails the batch: " + a.BatchError(bytesOf(memory)))
+	}
 	lim := abi.OutputLimits{Handles: map[uint32]bool{}}
 	for _, handle := range h.Outputs {
 		lim.Handles[handle] = true

@@ -128,8 +128,8 @@ func TestScaleExample(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if len(res.Out) != 1000 || len(res.Rejects) != 0 {
-			t.Fatalf("%d out, %d rejects", len(res.Out), len(res.Rejects))
+		if len(res.Out) != 1000 || len(res.Rejects) != 0 || res.Fuel < 10_000 || res.Fuel > 10_000_000 {
+			t.Fatalf("%d out, %d rejects, %d units of fuel", len(res.Out), len(res.Rejects), res.Fuel)
 		}
 		for k, o := range res.Out {
 			unit, _ := o.Attr(abi.AttrUnit)
@@ -218,6 +218,18 @@ func TestGoPanicIsATrap(t *testing.T) {
 		}
 		if res, err := i.Process(t.Context(), batch(50)); err != nil || len(res.Out) != 50 {
 			t.Fatalf("the batch after %s: %v", address, err)
+		}
+	}
+	for _, size := range []int{40 << 20, 70 << 20} { // more than the module's memory, more than any batch may have
+		in := batch(1)
+		in.Records[0].Value = abi.String(strings.Repeat("x", size))
+		_, err := i.Process(t.Context(), in)
+		var f *sandbox.Fault
+		if !errors.As(err, &f) || f.Class != sandbox.ClassMemory {
+			t.Errorf("%d bytes: error %v", size, err)
+		}
+		if res, err := i.Process(t.Context(), batch(50)); err != nil || len(res.Out) != 50 {
+			t.Fatalf("the batch after %d bytes: %v", size, err)
 		}
 	}
 	in := batch(1)

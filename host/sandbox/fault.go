@@ -20,7 +20,7 @@ const (
 	ClassFuel       Class = "fuel"        // the budget of instructions is used up
 	ClassDeadline   Class = "deadline"    // the time is used up
 	ClassDepth      Class = "depth"       // calls are nested too deeply
-	ClassMemory     Class = "memory"      // the module wanted more memory than it may have
+	ClassMemory     Class = "memory"      // the batch does not fit, or the module wanted more memory than it may have
 	ClassBadOutput  Class = "bad_output"  // what the module left in memory breaks the ABI
 )
 
@@ -70,12 +70,14 @@ func (i *Instance) fault(ctx context.Context, err error) error {
 	switch {
 	case ctx.Err() != nil:
 		return fmt.Errorf("call module %s: %w", i.env.Name, ctx.Err())
-	case errors.Is(err, errHost), errors.Is(err, abi.ErrBatchTooLarge), errors.As(err, &bug):
+	case errors.Is(err, errHost), errors.As(err, &bug):
 		return fmt.Errorf("call module %s: %w", i.env.Name, err)
 	case i.tooDeep(err):
 		f.Class, f.Message = ClassDepth, "calls are nested too deeply: recursion without an end?"
 	case errors.As(err, &a):
 		f.Class, f.Message = a.class, a.msg
+	case errors.Is(err, abi.ErrBatchTooLarge): // a smaller batch may fit, and a single record may have to be set aside
+		f.Class, f.Message = ClassMemory, err.Error()
 	case errors.Is(err, abi.ErrBadOutput):
 		f.Class, f.Message = ClassBadOutput, err.Error()
 	default:

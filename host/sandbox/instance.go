@@ -28,6 +28,7 @@ type Result struct {
 	Rejects []Reject
 	KV      []KVWrite // at most one for each key
 	Metrics []Metric  // at most one for each metric
+	Fuel    int64     // units that the call used
 }
 
 // Instance is one running copy of a module. Its methods are called by one
@@ -194,6 +195,7 @@ func (i *Instance) run(ctx context.Context, in *abi.Batch, flags uint32) (*Resul
 		i.logs.flush(ctx)
 		i.result.Out, i.result.Rejects = i.out.Out, i.out.Rejects
 		i.effects()
+		i.result.Fuel = i.call.used + i.granted - int64(i.fuel.Get())
 		return &i.result, nil
 	}
 	overflow := isOverflow(err)
@@ -276,6 +278,9 @@ func (i *Instance) drop() {
 	i.mod, i.alloc, i.process, i.tick, i.stop, i.fuel, i.depth = nil, nil, nil, nil, nil, nil, nil
 	i.base, i.room = 0, 0
 }
+
+// MemoryBytes is the size of the module's linear memory now.
+func (i *Instance) MemoryBytes() uint64 { return i.memory.used }
 
 // Close runs edgehost_stop and frees the instance. The error is the module's or
 // the context's; the instance is freed in any case.

@@ -72,7 +72,7 @@ func pick[T comparable](field *T, fallback T) {
 type Env struct {
 	Name, Revision string            // for faults and logs
 	Config         map[string]string // what config_get reads
-	Outputs        map[string]uint32 // names of outputs and their handles; 0 is the default output
+	Outputs        map[string]uint32 // names of outputs and their handles, below 2^31; 0 is the default output
 	KV             KV                // what kv_get reads; nil grants no state
 	Limits         Limits            // the zero value means DefaultLimits
 	Logger         *slog.Logger      // what the module logs; never nil

@@ -161,6 +161,12 @@ func (h *Host) compile(ctx context.Context, wasm []byte) (wazero.CompiledModule,
 // Digest is the SHA-256 of the module as it was given to Compile, in hex.
 func (m *Module) Digest() string { return m.digest }
 
+// Info is what admission learned about a module: imports, exports, sizes, tools.
+type Info = meter.Info
+
+// Info describes the module. It must not be changed.
+func (m *Module) Info() *Info { return m.meter }
+
 // Ticks reports whether the module wants to be called without input.
 func (m *Module) Ticks() bool { return m.has.tick }
 

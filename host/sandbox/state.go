@@ -12,6 +12,10 @@ import (
 // maxKVWrites bounds the bytes of keys and values that one call may write.
 const maxKVWrites = 1 << 20
 
+// kvReadCost is what a look into the store counts in bytes of work: it may reach
+// the disk.
+const kvReadCost = 16 << 10
+
 // KV is what a module remembers, in the scope that the host chose. Get is
 // called by one goroutine, while the module runs; an error of it ends the call and
 // is no fault of the module. Writes come back in the Result.
@@ -83,6 +87,7 @@ func (i *Instance) read(key string) ([]byte, bool) {
 			return w.Value, !w.Delete
 		}
 	}
+	i.call.charge(kvReadCost)
 	value, ok, err := i.env.KV.Get(key)
 	if err != nil {
 		panic(fmt.Errorf("%w: read state of the module: %w", errHost, err))

@@ -4,26 +4,21 @@ import "slices"
 
 // scanCustom notes the custom sections. The name section is understood, since
 // traps are read with it; the others are dropped: what they say of addresses in
-// the code is no longer true.
+// the code is no longer true. As the specification has it, a custom section whose
+// contents are torn does not make the module invalid: it is dropped.
 func (m *module) scanCustom(custom []reader) {
-	named := false
 	for _, r := range custom {
 		name := r.name()
-		if r.err == nil {
-			m.info.Custom = append(m.info.Custom, name)
-			switch name {
-			case "name":
-				if named {
-					r.fail("it is repeated")
-				}
-				named = true
-				m.scanNames(&r)
-			case "producers":
-				m.info.Producers = producers(r)
-			}
-		}
 		if r.err != nil {
-			m.refuse("custom section %.80q: %v", name, r.err)
+			m.refuse("custom section: %v", r.err)
+			continue
+		}
+		m.info.Custom = append(m.info.Custom, name)
+		switch {
+		case name == "name" && m.funcNames == nil:
+			m.scanNames(r)
+		case name == "producers":
+			m.info.Producers = producers(r)
 		}
 	}
 }
@@ -34,37 +29,38 @@ const (
 	namesFuncs  = 1
 )
 
-func (m *module) scanNames(r *reader) {
+func (m *module) scanNames(r reader) {
 	for r.more() {
 		id := r.byte()
-		body := r.bytes(r.u32())
-		sub := reader{buf: body, base: r.base + r.pos - len(body)}
+		sub := reader{buf: r.bytes(r.u32())}
 		switch id {
 		case namesModule:
-			m.info.Name = sub.name()
+			if name := sub.name(); sub.end() == nil {
+				m.info.Name = name
+			}
 		case namesFuncs:
-			n := sub.count("names")
-			if n > m.cfg.Functions+m.cfg.Items {
-				sub.fail("it names %d functions", n)
-				break
+			if names := m.readNames(&sub); sub.end() == nil {
+				m.funcNames = names
 			}
-			m.funcNames = make(map[uint32]string, n)
-			for range n {
-				f := sub.u32()
-				name := sub.name()
-				if sub.err != nil {
-					break
-				}
-				m.funcNames[f] = name
-			}
-		default:
-			continue
-		}
-		if err := sub.end(); err != nil {
-			r.err = err
-			return
 		}
 	}
+}
+
+func (m *module) readNames(r *reader) map[uint32]string {
+	n := r.count("names")
+	if n > m.cfg.Functions+m.cfg.Items {
+		return nil
+	}
+	names := make(map[uint32]string, n)
+	for range n {
+		f := r.u32()
+		name := r.name()
+		if r.err != nil {
+			return nil
+		}
+		names[f] = name
+	}
+	return names
 }
 
 // names returns the name section of the rewritten module, nil without one.

@@ -100,10 +100,6 @@ func refusals() []struct {
 			a.raw = cat(appendSection(nil, secType, []byte{1, 0x60, 0, 0}), appendSection(nil, secFunction, []byte{1, 0}))
 		}},
 		{"name not UTF-8", "not UTF-8", func(a *asm) { a.fn("\xff", none, none, none) }},
-		{"torn name section", `custom section "name"`, func(a *asm) {
-			a.fn("f", none, none, none)
-			a.custom = append(a.custom, cat(str("name"), []byte{1, 9, 0}))
-		}},
 	}
 }
 
