@@ -363,9 +363,7 @@ func (e *engine) recreate(ctx context.Context, stalled []*item) error {
 // server proves by keep-alives that it would.
 func (e *engine) report() {
 	state, detail := e.health(time.Now())
-	if e.src.status.Set(state, detail) {
-		e.src.log.Info("source "+string(state), "detail", detail)
-	}
+	e.src.status.Report(e.src.log, state, detail)
 }
 
 func (e *engine) health(now time.Time) (sources.State, string) {
