@@ -57,7 +57,7 @@ async function main() {
   for (let i = 0; i < o.counters; i++) {
     if (o.without.includes("Counter" + i)) continue;
     const v = ns.addVariable({
-      componentOf: plant, browseName: "Counter" + i, nodeId: "s=Counter" + i, dataType: "UInt32", minimumSamplingInterval: 10,
+      componentOf: plant, browseName: "Counter" + i, nodeId: "s=Counter" + i, dataType: "UInt32", minimumSamplingInterval: 0,
       value: { dataType: "UInt32", value: 0 },
     });
     if (o.history && i < 3) space.installHistoricalDataNode(v, { maxOnlineValues: 20000 });
@@ -67,7 +67,7 @@ async function main() {
     ns.addVariable({ componentOf: plant, browseName: "Idle" + i, nodeId: "s=Idle" + i, dataType: "Double", value: { dataType: "Double", value: i } });
   }
   const frozenName = {};
-  extra.Set = ns.addVariable({ componentOf: plant, browseName: "Set", nodeId: "s=Set", dataType: "Double", minimumSamplingInterval: 10, value: { dataType: "Double", value: 0 } });
+  extra.Set = ns.addVariable({ componentOf: plant, browseName: "Set", nodeId: "s=Set", dataType: "Double", minimumSamplingInterval: 0, value: { dataType: "Double", value: 0 } });
   ns.addVariable({ componentOf: plant, browseName: "Gone", nodeId: "s=Gone", dataType: "Double", value: { get: () => opcua.StatusCodes.BadDeviceFailure } });
   if (o.cycle) {
     // Areas of 100 variables each, and a reference back from the last to the first.
