@@ -162,7 +162,7 @@ func (g *gateway) source(s *sourceConfig, hostID string) (host.SourceConfig, err
 	case "modbus":
 		sc.Source, err = modbus.New(s.Name, s.Endpoint, s.Tags, *s.Modbus, modbus.Deps{Log: log, Status: sc.Status, Buses: g.buses})
 	case "opcua":
-		sc.Source, err = opcua.New(s.Name, s.Endpoint, s.Tags, *s.OPCUA, opcua.Deps{Log: log, Status: sc.Status,
+		sc.Source, err = opcua.New(s.Name, s.Endpoint, s.Tags, *s.OPCUA, opcua.Deps{Logger: log, Status: sc.Status,
 			Resume: func() []byte { return g.Resume(s.Name) }, Dir: filepath.Join(g.cfg.StateDir, "certs", "opcua")})
 	default:
 		err = fmt.Errorf("source %s: protocol %s is not known", s.Name, s.Protocol)
