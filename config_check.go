@@ -81,7 +81,7 @@ func (c *config) checkNumbers() {
 	if m := c.Performance.Memory.MaxHeapMB; m != 0 {
 		between(c, "performance.memory.max_heap_mb", m, 64, 1_048_576)
 	}
-	between(c, "security.certificates.rotation_days_before_expiry", c.Security.Certificates.RotationDaysBeforeExpiry, 1, 3650)
+	between(c, "security.certificates.rotation_days_before_expiry", c.Security.Certificates.RotationDaysBeforeExpiry, 1, 300)
 	between(c, "resilience.circuit_breaker.failure_threshold", c.Resilience.CircuitBreaker.FailureThreshold, 1, 1_000_000)
 	between(c, "resilience.circuit_breaker.timeout_seconds", c.Resilience.CircuitBreaker.TimeoutSeconds, 0.001, 86400)
 	c.sourceErrors("resilience.reconnect", c.Resilience.Reconnect.Validate())
@@ -208,9 +208,13 @@ func (c *config) checkSources() []string {
 	return names
 }
 
-// checkShared moves the keys that may stand beside the mqtt block into it.
+// checkShared moves keys that are the same for several sources, or may stand
+// beside the block of a protocol, into that block.
 func (c *config) checkShared(at string, s *sourceConfig) {
 	between(c, at+".stale_after_seconds", s.StaleAfterSeconds, 0, 1e7)
+	if s.OPCUA != nil && s.OPCUA.CertificateRenewDays == 0 {
+		s.OPCUA.CertificateRenewDays = c.Security.Certificates.RotationDaysBeforeExpiry
+	}
 	if s.MQTT == nil {
 		if len(s.Endpoints) > 0 {
 			c.doc.failAt(at+".endpoints", "only mqtt sources can fail over; write one endpoint")
@@ -258,13 +262,19 @@ func (c *config) checkProtocol(at string, s *sourceConfig) {
 		c.doc.failAt(at+".protocol", "%q is not a protocol that edgehost speaks; use one of %s", s.Protocol, strings.Join(protocols, ", "))
 		return
 	}
-	for name, present := range map[string]bool{"opcua": s.OPCUA != nil, "mqtt": s.MQTT != nil, "modbus": s.Modbus != nil} {
-		switch {
-		case present && name != s.Protocol:
-			c.doc.failAt(join(at, name), "is the block of another protocol; this source has protocol: %s", s.Protocol)
+	blocks := []struct {
+		name    string
+		present bool
+	}{{"opcua", s.OPCUA != nil}, {"mqtt", s.MQTT != nil}, {"modbus", s.Modbus != nil}}
+	for _, b := range blocks {
+		if b.present && b.name != s.Protocol {
+			c.doc.failAt(join(at, b.name), "is the block of another protocol; this source has protocol: %s", s.Protocol)
 			return
-		case !present && name == s.Protocol:
-			c.doc.failAt(at, "the block %s: is missing; it says what to read", name)
+		}
+	}
+	for _, b := range blocks {
+		if !b.present && b.name == s.Protocol {
+			c.doc.failAt(at, "the block %s: is missing; it says what to read", b.name)
 			return
 		}
 	}

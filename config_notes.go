@@ -21,7 +21,9 @@ func (c *config) NotInForce() []string {
 		{"backpressure.disk_spool.enabled", "false has no effect: records are always on disk before they are acknowledged", !b.DiskSpool.Enabled},
 		{"backpressure.disk_spool.encryption", "false has no effect: the spool is always encrypted", !b.DiskSpool.Encryption},
 		{"backpressure.memory_queue.drop_policy", "no effect: what is in memory is never dropped, the device waits", b.MemoryQueue.DropPolicy != dropReject},
-		{"security.certificates", "no effect: renewed files are read at the next connection; see opcua.certificate_renew_days", true},
+		{"backpressure.disk_spool.max_size_mb", "no effect yet: the queues grow until the disk is full, and then the devices wait", true},
+		{"backpressure.disk_spool.drop_policy", "no effect yet: nothing is dropped, the devices wait", b.DiskSpool.DropPolicy != dropReject},
+		{"security.certificates.auto_rotation", "false has no effect: certificates that edgehost made itself are renewed, all others never", !c.Security.Certificates.AutoRotation},
 		{"security.network.required_outbound", "no effect: nothing is enforced", true},
 		{"monitoring.tracing", "no effect: traces are not exported", c.Monitoring.Tracing.Enabled},
 		{"performance.workers.reader_threads", "no effect: each source has its own", true},
@@ -97,9 +99,6 @@ func (c *config) strict() problems {
 		case s.Modbus != nil:
 			if scheme != "modbus+tls" && !strings.HasPrefix(scheme, "modbus+rtu:") && scheme != "modbus+rtu" && scheme != "modbusrtu" {
 				c.note(&out, at+".endpoint", "the connection is in the clear; use modbus+tls://, or keep the device on a serial line")
-			}
-			if s.Modbus.TLS.InsecureSkipVerify {
-				c.note(&out, at+".modbus.tls.insecure_skip_verify", "believes any device")
 			}
 		}
 	}

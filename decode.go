@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"math"
@@ -75,7 +76,7 @@ const maxNesting = 50
 // What is wrong is in d.found afterwards.
 func (d *document) decode(src []byte, out any) {
 	d.places, d.anchors = map[string]place{}, map[string]ast.Node{}
-	file, err := parse(src)
+	file, err := parse(bytes.TrimPrefix(src, []byte("\ufeff"))) // some editors put a mark in front
 	if err != nil {
 		d.syntaxError(err)
 		return
