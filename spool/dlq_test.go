@@ -235,10 +235,10 @@ func TestDamagedLetters(t *testing.T) {
 		l.Payload = []byte(newKey() + newKey() + newKey() + newKey())
 		put(t, d, l)
 	}
-	if err := d.db.Set(letterKey(5), []byte("rubbish"), pebble.Sync); err != nil {
+	if err := d.store.db.Set(letterKey(5), []byte("rubbish"), pebble.Sync); err != nil {
 		t.Fatal(err)
 	}
-	if err := d.db.Flush(); err != nil {
+	if err := d.store.db.Flush(); err != nil {
 		t.Fatal(err)
 	}
 	b.close()
@@ -286,14 +286,14 @@ func TestDeletedLettersLeaveTheDisk(t *testing.T) {
 		put(t, d, l)
 		ids = append(ids, uint64(i+1))
 	}
-	if err := d.db.Flush(); err != nil {
+	if err := d.store.db.Flush(); err != nil {
 		t.Fatal(err)
 	}
-	before := d.db.Metrics().Total().TablesSize
+	before := d.store.db.Metrics().Total().TablesSize
 	if err := d.Delete(ids...); err != nil {
 		t.Fatal(err)
 	}
-	if after := d.db.Metrics().Total().TablesSize; before < 8<<20 || after > before/10 {
+	if after := d.store.db.Metrics().Total().TablesSize; before < 8<<20 || after > before/10 {
 		t.Fatalf("%d bytes of tables, %d before", after, before)
 	}
 }
