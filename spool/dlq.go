@@ -7,7 +7,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"log/slog"
 	"maps"
 	"math"
 	"sync"
@@ -22,9 +21,7 @@ import (
 //	'k' | HMAC of origin and key 32   id u64
 //	'n'                    the next id u64
 type DeadLetters struct {
-	log     *slog.Logger
-	db      *pebble.DB
-	seal    sealer
+	store   *smallStore
 	nameKey []byte
 	max     int64
 
@@ -60,21 +57,21 @@ type LetterStat struct {
 }
 
 func (s *Spool) openDeadLetters(keep func(Owner) bool) (*DeadLetters, error) {
-	db, seal, err := s.smallStore("dead letters", s.disk.PathJoin(s.dir, dlqDir), "ehd1")
+	store, err := s.openSmall("dead letters", s.disk.PathJoin(s.dir, dlqDir), "ehd1")
 	if err != nil {
 		return nil, err
 	}
-	d := &DeadLetters{log: s.log, db: db, seal: seal, nameKey: s.nameKey, max: s.o.MaxLetterBytes, next: 1,
+	d := &DeadLetters{store: store, nameKey: s.nameKey, max: s.o.MaxLetterBytes, next: 1,
 		stat: LetterStat{ByReason: map[string]uint64{}}}
 	if err := d.recover(keep); err != nil {
-		return nil, errors.Join(fmt.Errorf("open dead letters: %w", err), db.Close())
+		return nil, errors.Join(fmt.Errorf("open dead letters: %w", err), store.close())
 	}
 	return d, nil
 }
 
 // recover counts the letters and removes those whose commit never came.
 func (d *DeadLetters) recover(keep func(Owner) bool) error {
-	stored, closer, err := d.db.Get([]byte{'n'})
+	stored, closer, err := d.store.db.Get([]byte{'n'})
 	if err == nil {
 		if len(stored) == 8 {
 			d.next = binary.BigEndian.Uint64(stored)
@@ -84,7 +81,7 @@ func (d *DeadLetters) recover(keep func(Owner) bool) error {
 	if err != nil && !errors.Is(err, pebble.ErrNotFound) {
 		return err
 	}
-	b := d.db.NewBatch()
+	b := d.store.db.NewBatch()
 	defer b.Close()
 	d.stat.Damaged, err = d.each(0, func(l Letter, size int) (bool, error) {
 		d.next = max(d.next, l.ID+1)
@@ -100,13 +97,13 @@ func (d *DeadLetters) recover(keep func(Owner) bool) error {
 	if b.Empty() {
 		return nil
 	}
-	return b.Commit(pebble.Sync)
+	return d.store.commit(b)
 }
 
 // each calls fn for the letters behind id after, in order, until it returns
 // false, and passes over those that do not open.
 func (d *DeadLetters) each(after uint64, fn func(l Letter, size int) (bool, error)) (damaged uint64, err error) {
-	it, err := d.db.NewIter(&pebble.IterOptions{UpperBound: []byte{'l' + 1}})
+	it, err := d.store.db.NewIter(&pebble.IterOptions{UpperBound: []byte{'l' + 1}})
 	if err != nil {
 		return 0, err
 	}
@@ -157,7 +154,7 @@ func (d *DeadLetters) openLetter(key, value []byte) (Letter, error) {
 		return Letter{}, fmt.Errorf("%w: dead letter key", ErrDamaged)
 	}
 	id := binary.BigEndian.Uint64(key[1:])
-	body, err := d.seal.open(key, value, smallHeader)
+	body, err := d.store.seal.open(key, value, smallHeader)
 	if err != nil {
 		return Letter{ID: id}, err
 	}
@@ -210,7 +207,7 @@ func (d *DeadLetters) Put(ctx context.Context, letters ...Letter) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	c := change{b: d.db.NewIndexedBatch()}
+	c := change{b: d.store.db.NewIndexedBatch()}
 	defer c.b.Close()
 	next := d.next
 	for _, l := range letters {
@@ -224,7 +221,7 @@ func (d *DeadLetters) Put(ctx context.Context, letters ...Letter) error {
 	if err := c.b.Set([]byte{'n'}, binary.BigEndian.AppendUint64(nil, next), nil); err != nil {
 		return fmt.Errorf("put dead letter: %w", err)
 	}
-	if err := c.b.Commit(pebble.Sync); err != nil {
+	if err := d.store.commit(c.b); err != nil {
 		return fmt.Errorf("put dead letters: %w", err)
 	}
 	d.next = next
@@ -265,7 +262,7 @@ func (d *DeadLetters) put(c *change, l Letter, next *uint64) error {
 		return fmt.Errorf("letter of %d bytes is over %d", len(plain), maxPayload)
 	}
 	codec, body := compress(plain)
-	value, err := d.seal.seal(key, []byte{valueVersion, codec}, body)
+	value, err := d.store.seal.seal(key, []byte{valueVersion, codec}, body)
 	if err != nil {
 		return err
 	}
@@ -314,7 +311,7 @@ func (d *DeadLetters) Get(id uint64) (Letter, error) {
 	if d.closed {
 		return Letter{}, ErrClosed
 	}
-	l, _, err := d.find(d.db, id)
+	l, _, err := d.find(d.store.db, id)
 	if errors.Is(err, pebble.ErrNotFound) {
 		return Letter{}, fmt.Errorf("%w: %d", ErrNoLetter, id)
 	}
@@ -356,7 +353,7 @@ func (d *DeadLetters) Delete(ids ...uint64) error {
 	if d.closed {
 		return ErrClosed
 	}
-	c := change{b: d.db.NewIndexedBatch()}
+	c := change{b: d.store.db.NewIndexedBatch()}
 	defer c.b.Close()
 	for _, id := range ids {
 		l, size, err := d.find(c.b, id)
@@ -380,7 +377,7 @@ func (d *DeadLetters) Delete(ids ...uint64) error {
 		c.stat = append(c.stat, func() { d.count(l, size, -1) })
 		d.deleted += uint64(size)
 	}
-	if err := c.b.Commit(pebble.Sync); err != nil {
+	if err := d.store.commit(c.b); err != nil {
 		return fmt.Errorf("delete dead letters: %w", err)
 	}
 	c.count()
@@ -401,7 +398,7 @@ func (d *DeadLetters) compact() error {
 		return nil
 	}
 	d.deleted = 0
-	if err := d.db.Compact(context.Background(), []byte{0}, []byte{0xff}, false); err != nil {
+	if err := d.store.db.Compact(context.Background(), []byte{0}, []byte{0xff}, false); err != nil {
 		return fmt.Errorf("compact dead letters: %w", err)
 	}
 	return nil
@@ -420,7 +417,7 @@ func (d *DeadLetters) close() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.closed = true
-	if err := d.db.Close(); err != nil {
+	if err := d.store.close(); err != nil {
 		return fmt.Errorf("close dead letters: %w", err)
 	}
 	return nil

@@ -491,7 +491,7 @@ func TestNothingInTheClear(t *testing.T) {
 	if err := q.Void(alice, 1); err != nil {
 		t.Fatal(err)
 	}
-	for _, db := range []interface{ Flush() error }{q.db, st.db, dlq.db} {
+	for _, db := range []interface{ Flush() error }{q.db, st.store.db, dlq.store.db} {
 		if err := db.Flush(); err != nil {
 			t.Fatal(err)
 		}

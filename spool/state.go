@@ -19,11 +19,10 @@ import (
 //	value  version u8 | codec u8 | sealed: uvarint length of key | key | value
 type State struct {
 	name    string
-	db      *pebble.DB
-	seal    sealer
+	store   *smallStore
 	nameKey []byte
 
-	using  sync.RWMutex // held for writing when db is closed
+	using  sync.RWMutex // held for writing when the store is closed
 	closed bool
 }
 
@@ -47,11 +46,11 @@ func (s *Spool) openState(name string) (*State, error) {
 	if err := s.disk.mkdir(s.disk.PathJoin(s.dir, stateDir)); err != nil {
 		return nil, fmt.Errorf("open state %s: %w", name, err)
 	}
-	db, seal, err := s.smallStore("state "+name, s.disk.PathJoin(s.dir, stateDir, file), "ehv1")
+	store, err := s.openSmall("state "+name, s.disk.PathJoin(s.dir, stateDir, file), "ehv1")
 	if err != nil {
 		return nil, err
 	}
-	return &State{name: name, db: db, seal: seal, nameKey: s.nameKey}, nil
+	return &State{name: name, store: store, nameKey: s.nameKey}, nil
 }
 
 func (s *State) spaceKey(space string) []byte {
@@ -78,7 +77,7 @@ func (s *State) Get(space, key string) ([]byte, error) {
 		return nil, ErrClosed
 	}
 	diskKey := s.diskKey(space, key)
-	stored, closer, err := s.db.Get(diskKey)
+	stored, closer, err := s.store.db.Get(diskKey)
 	if errors.Is(err, pebble.ErrNotFound) {
 		return nil, nil
 	}
@@ -100,7 +99,7 @@ func (s *State) Get(space, key string) ([]byte, error) {
 
 // openValue returns the clear key and the value, both of their own.
 func (s *State) openValue(diskKey, stored []byte) (key string, value []byte, err error) {
-	body, err := s.seal.open(diskKey, stored, smallHeader)
+	body, err := s.store.seal.open(diskKey, stored, smallHeader)
 	if err != nil {
 		return "", nil, err
 	}
@@ -121,7 +120,7 @@ func (s *State) Scan(space string, fn func(key string, value []byte) error) erro
 		return ErrClosed
 	}
 	prefix := s.spaceKey(space)
-	it, err := s.db.NewIter(&pebble.IterOptions{LowerBound: prefix, UpperBound: behind(prefix)})
+	it, err := s.store.db.NewIter(&pebble.IterOptions{LowerBound: prefix, UpperBound: behind(prefix)})
 	if err != nil {
 		return fmt.Errorf("read state %s: %w", s.name, err)
 	}
@@ -169,14 +168,14 @@ func (s *State) Commit(sets []Set) error {
 	if s.closed {
 		return ErrClosed
 	}
-	b := s.db.NewBatch()
+	b := s.store.db.NewBatch()
 	defer b.Close()
 	for _, set := range sets {
 		if err := s.add(b, set); err != nil {
 			return fmt.Errorf("commit state %s: %w", s.name, err)
 		}
 	}
-	if err := b.Commit(pebble.Sync); err != nil {
+	if err := s.store.commit(b); err != nil {
 		return fmt.Errorf("commit state %s: %w", s.name, err)
 	}
 	return nil
@@ -195,7 +194,7 @@ func (s *State) add(b *pebble.Batch, set Set) error {
 		return fmt.Errorf("value of %d bytes is over %d", len(set.Value), maxPayload)
 	}
 	codec, body := compress(body)
-	value, err := s.seal.seal(diskKey, []byte{valueVersion, codec}, body)
+	value, err := s.store.seal.seal(diskKey, []byte{valueVersion, codec}, body)
 	if err != nil {
 		return err
 	}
@@ -206,7 +205,7 @@ func (s *State) close() error {
 	s.using.Lock()
 	defer s.using.Unlock()
 	s.closed = true
-	if err := s.db.Close(); err != nil {
+	if err := s.store.close(); err != nil {
 		return fmt.Errorf("close state %s: %w", s.name, err)
 	}
 	return nil

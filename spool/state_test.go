@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"runtime"
+	"strings"
 	"sync"
 	"testing"
 
@@ -139,7 +141,7 @@ func TestTamperedState(t *testing.T) {
 		t.Fatal(err)
 	}
 	stored := func(key string) []byte {
-		v, closer, err := st.db.Get(st.diskKey("s", key))
+		v, closer, err := st.store.db.Get(st.diskKey("s", key))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -147,7 +149,7 @@ func TestTamperedState(t *testing.T) {
 		return bytes.Clone(v)
 	}
 	for name, bad := range map[string][]byte{"flipped": flip(stored("limit"), 20), "moved": stored("other"), "cut": stored("limit")[:1], "empty": {}} {
-		if err := st.db.Set(st.diskKey("s", "limit"), bad, pebble.Sync); err != nil {
+		if err := st.store.db.Set(st.diskKey("s", "limit"), bad, pebble.Sync); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := st.Get("s", "limit"); !errors.Is(err, ErrDamaged) {
@@ -181,5 +183,79 @@ func TestSmallStoreWithoutIdentity(t *testing.T) {
 			t.Fatal(err)
 		}
 		b.close()
+	}
+}
+
+// TestSmallStoreSetBack: a state or dead-letter queue that lost commits to a
+// damaged MANIFEST is not opened, and keeps its tables.
+func TestSmallStoreSetBack(t *testing.T) {
+	fs := vfs.NewMem()
+	b := newBed(t, fs)
+	st, d := b.state(), b.letters()
+	for i := range 5 {
+		if err := st.Commit([]Set{{"s", fmt.Sprint(i), []byte("v")}}); err != nil {
+			t.Fatal(err)
+		}
+		put(t, d, letter(fmt.Sprint(i), "x", 1))
+		if err := errors.Join(st.store.db.Flush(), d.store.db.Flush()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b.close()
+	for _, dir := range []string{"/state/spool/state/host", "/state/spool/dlq"} {
+		names, err := fs.List(dir + "/data")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, n := range names {
+			if strings.HasPrefix(n, "MANIFEST") {
+				data, err := disk{FS: fs}.readFile(dir + "/data/" + n)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := (disk{FS: fs}).writeFile(dir+"/data/"+n, data[:len(data)*2/3]); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		size := disk{FS: fs}.size(dir)
+		b.open()
+		if dir == "/state/spool/dlq" {
+			_, err = b.s.DeadLetters(b.keep)
+		} else {
+			_, err = b.s.State("host")
+		}
+		if !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), "nothing was changed") {
+			t.Fatal(dir, err)
+		}
+		if now := (disk{FS: fs}).size(dir); now != size {
+			t.Fatalf("%s has %d bytes, it had %d", dir, now, size)
+		}
+		b.close()
+	}
+}
+
+// TestStateCommitsTogether: commits that wait for the disk share the next one.
+func TestStateCommitsTogether(t *testing.T) {
+	b := newBed(t, vfs.NewMem())
+	st := b.state()
+	st.store.writing.Lock()
+	var wg sync.WaitGroup
+	for i := range 10 {
+		wg.Go(func() {
+			if err := st.Commit([]Set{{"s", fmt.Sprint(i), []byte("v")}}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	for waiting := 0; waiting < 10; runtime.Gosched() {
+		st.store.queueing.Lock()
+		waiting = len(st.store.waiting)
+		st.store.queueing.Unlock()
+	}
+	st.store.writing.Unlock()
+	wg.Wait()
+	if n := len(contents(t, st, "s")); n != 10 || st.store.commits != 1 {
+		t.Fatalf("%d keys after %d commits", n, st.store.commits)
 	}
 }

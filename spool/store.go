@@ -171,35 +171,3 @@ func newUUID() (u [16]byte) {
 	rand.Read(u[:])
 	return u
 }
-
-// smallStore opens the store of a State or of the dead letters: one that holds
-// keys in no order of time, and without which the host cannot run.
-func (s *Spool) smallStore(name, dir, magic string) (*pebble.DB, sealer, error) {
-	if err := s.disk.mkdir(dir); err != nil {
-		return nil, sealer{}, err
-	}
-	data := s.disk.PathJoin(dir, dataName)
-	uuid, found, err := readIdentity(s.disk, dir, s.identityKey)
-	if err != nil {
-		return nil, sealer{}, fmt.Errorf("open %s: %w", name, err)
-	}
-	if !found {
-		names, err := s.disk.list(data)
-		if err != nil {
-			return nil, sealer{}, fmt.Errorf("open %s: %w", name, err)
-		}
-		if len(names) > 0 {
-			return nil, sealer{}, fmt.Errorf("open %s: %w: %s is missing, so its data cannot be opened; put it back from your backup, or move %s away to start empty",
-				name, ErrDamaged, s.disk.PathJoin(dir, identityName), dir)
-		}
-		uuid = newUUID()
-		if err := writeIdentity(s.disk, dir, uuid, s.identityKey); err != nil {
-			return nil, sealer{}, err
-		}
-	}
-	db, err := pebble.Open(data, s.pebbleOptions(name))
-	if err != nil {
-		return nil, sealer{}, fmt.Errorf("open %s: %w", name, err)
-	}
-	return db, sealer{aead: s.keys.aead, magic: magic, uuid: uuid}, nil
-}
