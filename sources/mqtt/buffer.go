@@ -9,7 +9,8 @@ import (
 // is settled.
 type message struct {
 	seq      uint64 // order of arrival, over all connections
-	conn     uint64 // the connection on which it came
+	conn     uint64 // the connection on which it came, last
+	id       uint16 // packet identifier; 0 for QoS 0
 	topic    string
 	payload  []byte // nil when tooLarge is set
 	qos      byte
@@ -17,9 +18,11 @@ type message struct {
 	dup      bool
 	arrived  int64 // microseconds since the Unix epoch
 	tooLarge int   // size of the payload when it exceeds max_payload_bytes, else 0
-	ack      func()
 
-	settled bool // guarded by buffer.mu
+	// The following are guarded by buffer.mu once the message is pushed.
+	ack     func()
+	cost    int // bytes that it is counted with
+	settled bool
 }
 
 // size is what a message costs in memory.
@@ -30,6 +33,7 @@ type outcome int
 
 const (
 	kept    outcome = iota
+	known           // sent again by the broker; it is here already
 	refused         // not taken, not acknowledged: the broker has it and sends it again
 	dropped         // not taken and gone
 )
@@ -42,23 +46,25 @@ const (
 //	                   ▲                                │
 //	                   └───────────putBack──────────────┘
 //
+// What was not acknowledged when a connection ended is remembered: when the
+// broker sends it again in the same session, the message that is here takes
+// over the new acknowledgement, and no second record is made.
+//
 // Any goroutine may call any method; none of them blocks.
 type buffer struct {
 	maxMessages, maxBytes int
 
-	mu       sync.Mutex
-	waiting  []*message // by seq
-	unacked  []*message // QoS > 0 of the current connection, by seq
-	acks     []*message // to be acknowledged, in order
-	messages int
-	bytes    int
-	seq      uint64
-	conn     uint64
-	// redelivered: messages of QoS > 0 from connections before this one are the
-	// broker's again, because it kept the session and sends them once more.
-	redelivered uint64
-	persistent  bool
-	full        bool // a persistent session: nothing is taken until the next connection
+	mu         sync.Mutex
+	waiting    []*message          // by seq
+	unacked    []*message          // QoS > 0 of the current connection, by seq
+	acks       []*message          // to be acknowledged, in order
+	owed       map[uint16]*message // of earlier connections, not acknowledged on them, by packet identifier
+	messages   int
+	bytes      int
+	seq        uint64
+	conn       uint64
+	persistent bool
+	full       bool // a persistent session: nothing is taken until the next connection
 
 	ready    chan struct{} // something waits
 	ackReady chan struct{} // something is to be acknowledged
@@ -67,7 +73,7 @@ type buffer struct {
 }
 
 func newBuffer(maxMessages, maxBytes int) *buffer {
-	return &buffer{maxMessages: maxMessages, maxBytes: maxBytes,
+	return &buffer{maxMessages: maxMessages, maxBytes: maxBytes, owed: map[uint16]*message{},
 		ready: make(chan struct{}, 1), ackReady: make(chan struct{}, 1), overflow: make(chan struct{}, 1), freed: make(chan struct{}, 1)}
 }
 
@@ -79,13 +85,17 @@ func signal(c chan struct{}) {
 }
 
 // connect begins a connection and returns its number, with which its messages
-// are pushed. What was not acknowledged on the last one cannot be any more.
+// are pushed. What was not acknowledged on the last one cannot be any more,
+// until the broker sends it again.
 func (b *buffer) connect(persistent bool) uint64 {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.conn++
 	b.persistent = persistent
 	b.full = false
+	for _, m := range slices.Concat(b.acks, b.unacked) {
+		b.owed[m.id] = m
+	}
 	b.unacked, b.acks = nil, nil
 	select {
 	case <-b.overflow:
@@ -94,22 +104,27 @@ func (b *buffer) connect(persistent bool) uint64 {
 	return b.conn
 }
 
-// resumed says that the broker kept the session into the current connection:
-// what it will send again is forgotten here unless the pipeline has it.
-func (b *buffer) resumed() {
+// newSession says that the broker did not keep the session: it sends nothing
+// again, and its packet identifiers start anew.
+func (b *buffer) newSession() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.redelivered = b.conn
-	b.waiting = slices.DeleteFunc(b.waiting, func(m *message) bool {
-		if !b.isBrokers(m) {
-			return false
-		}
-		b.release(m)
-		return true
-	})
+	clear(b.owed)
 }
 
-func (b *buffer) isBrokers(m *message) bool { return m.qos > 0 && m.conn < b.redelivered }
+// adopt finds the message that m repeats. Its identifier cannot have been used
+// for another one, since the broker never had its acknowledgement.
+func (b *buffer) adopt(m *message) bool {
+	old := b.owed[m.id]
+	if m.qos == 0 || !m.dup || old == nil || old.topic != m.topic || old.qos != m.qos {
+		return false
+	}
+	delete(b.owed, m.id)
+	old.conn, old.ack = m.conn, m.ack
+	b.unacked = append(b.unacked, old)
+	b.collectAcks()
+	return true
+}
 
 // push takes a message of the connection conn.
 func (b *buffer) push(m *message) outcome {
@@ -118,7 +133,11 @@ func (b *buffer) push(m *message) outcome {
 	if m.conn != b.conn {
 		return refused
 	}
-	over := b.full || b.messages >= b.maxMessages || (b.messages > 0 && b.bytes+m.size() > b.maxBytes)
+	if !b.full && b.adopt(m) {
+		return known
+	}
+	m.cost = m.size()
+	over := b.full || b.messages >= b.maxMessages || (b.messages > 0 && b.bytes+m.cost > b.maxBytes)
 	if over && b.persistent {
 		// Nothing is taken after the first that is not, so that order holds
 		// when the broker sends it again.
@@ -140,7 +159,7 @@ func (b *buffer) push(m *message) outcome {
 		return dropped
 	}
 	b.messages++
-	b.bytes += m.size()
+	b.bytes += m.cost
 	b.waiting = append(b.waiting, m)
 	signal(b.ready)
 	return kept
@@ -166,10 +185,6 @@ func (b *buffer) putBack(msgs []*message) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, m := range msgs {
-		if b.isBrokers(m) {
-			b.release(m)
-			continue
-		}
 		at, _ := slices.BinarySearchFunc(b.waiting, m.seq, func(w *message, seq uint64) int {
 			if w.seq < seq {
 				return -1
@@ -190,6 +205,7 @@ func (b *buffer) settle(msgs []*message) {
 	defer b.mu.Unlock()
 	for _, m := range msgs {
 		m.settled = true
+		m.payload = nil // it may wait long for its acknowledgement
 		b.release(m)
 	}
 	b.collectAcks()
@@ -205,7 +221,7 @@ func (b *buffer) received(m *message) {
 
 func (b *buffer) release(m *message) {
 	b.messages--
-	b.bytes -= m.size()
+	b.bytes -= m.cost
 	signal(b.freed)
 }
 
@@ -220,13 +236,16 @@ func (b *buffer) collectAcks() {
 	}
 }
 
-// takeAcks returns what is to be acknowledged now, in order.
-func (b *buffer) takeAcks() []*message {
+// nextAck returns the next message to be acknowledged; nil when there is none.
+func (b *buffer) nextAck() *message {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	acks := b.acks
-	b.acks = nil
-	return acks
+	if len(b.acks) == 0 {
+		return nil
+	}
+	m := b.acks[0]
+	b.acks = b.acks[1:]
+	return m
 }
 
 // half reports whether the buffer has drained to half its bounds.
@@ -266,15 +285,26 @@ func (b *buffer) waitingQoS0() int {
 
 // acker acknowledges to the broker what settles, until stop closes. It has a
 // goroutine of its own because an acknowledgement waits for the network.
-func (b *buffer) acker(stop <-chan struct{}) {
+func (b *buffer) acker(open func() bool, stop <-chan struct{}) {
 	for {
 		select {
 		case <-stop:
+			b.sendAcks(open)
 			return
 		case <-b.ackReady:
-			for _, m := range b.takeAcks() {
-				m.ack()
-			}
+			b.sendAcks(open)
 		}
+	}
+}
+
+// sendAcks acknowledges what is due while the connection is open. What is left
+// is acknowledged when the broker sends it again.
+func (b *buffer) sendAcks(open func() bool) {
+	for open() {
+		m := b.nextAck()
+		if m == nil {
+			return
+		}
+		m.ack()
 	}
 }

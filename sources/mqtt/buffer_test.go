@@ -7,6 +7,15 @@ import (
 	"pgregory.net/rapid"
 )
 
+// takeAcks returns everything that is to be acknowledged now.
+func (b *buffer) takeAcks() []*message {
+	var out []*message
+	for m := b.nextAck(); m != nil; m = b.nextAck() {
+		out = append(out, m)
+	}
+	return out
+}
+
 func newMessage(conn uint64, qos byte, size int) *message {
 	return &message{conn: conn, topic: "t", qos: qos, payload: make([]byte, size)}
 }
@@ -90,31 +99,75 @@ func TestBufferTakesOneMessageAboveItsBytes(t *testing.T) {
 	}
 }
 
-func TestBufferForgetsWhatTheBrokerSendsAgain(t *testing.T) {
+// again is m as the broker sends it on the next connection.
+func again(m *message, conn uint64) *message {
+	return &message{conn: conn, id: m.id, topic: m.topic, qos: m.qos, dup: true, payload: make([]byte, 1)}
+}
+
+func TestBufferKnowsWhatTheBrokerSendsAgain(t *testing.T) {
 	b := newBuffer(100, 1<<20)
 	conn := b.connect(true)
-	for _, qos := range []byte{1, 0, 1, 1} {
-		b.push(newMessage(conn, qos, 1))
+	var msgs []*message
+	for i := range 4 {
+		m := newMessage(conn, 1, 1)
+		m.id = uint16(i + 1)
+		b.push(m)
+		msgs = append(msgs, m)
 	}
-	inPipeline := b.next()
-	b.connect(true)
-	b.resumed()
-	if m := b.next(); m == nil || m.qos != 0 || b.next() != nil {
-		t.Error("want the message of QoS 0 only: the broker has the others")
+	b.settle([]*message{b.next()})
+	if acked := b.takeAcks(); len(acked) != 1 { // perhaps in vain
+		t.Fatalf("%d acknowledged, want 1", len(acked))
 	}
-	b.putBack([]*message{inPipeline})
-	if b.next() != nil {
-		t.Error("a message that the broker sends again was put back")
+	inPipeline := b.next() // 2; 3 and 4 wait
+	conn = b.connect(true)
+	if got := b.push(again(msgs[0], conn)); got != kept {
+		t.Errorf("1: %v, want it kept: its identifier may stand for another message by now", got)
 	}
-	if held, _ := b.counts(); held != 1 {
-		t.Errorf("%d held, want the one of QoS 0", held)
+	for i, m := range msgs[1:] {
+		if got := b.push(again(m, conn)); got != known {
+			t.Errorf("%d: %v, want it known", i+2, got)
+		}
 	}
-	b.connect(true) // the broker lost the session: what we have is all there is
-	m := newMessage(3, 1, 1)
+	if got := b.push(again(msgs[1], conn)); got != kept {
+		t.Errorf("2 once more: %v, want kept", got)
+	}
+	b.settle([]*message{inPipeline})
+	if got := b.takeAcks(); len(got) != 0 {
+		t.Error("2 is acknowledged before 1, which came first")
+	}
+	b.settle([]*message{b.next(), b.next(), b.next()}) // 3, 4, and 1 as it came again
+	if got := b.takeAcks(); len(got) != 4 || got[0].id != 1 || got[3] != msgs[3] {
+		t.Errorf("%d acknowledged on the new connection, want 1 to 4", len(got))
+	}
+}
+
+func TestBufferAcksWhatSettledBetweenConnections(t *testing.T) {
+	b := newBuffer(100, 1<<20)
+	m := newMessage(b.connect(true), 1, 1)
+	m.id = 9
 	b.push(m)
-	b.connect(true)
+	conn := b.connect(true)
+	b.settle([]*message{b.next()})
+	if got := b.push(again(m, conn)); got != known {
+		t.Errorf("%v, want known", got)
+	}
+	if got := b.takeAcks(); !slices.Equal(got, []*message{m}) {
+		t.Error("a message that is durable is acknowledged as soon as the broker sends it again")
+	}
+}
+
+func TestBufferForgetsWithTheSession(t *testing.T) {
+	b := newBuffer(100, 1<<20)
+	m := newMessage(b.connect(true), 1, 1)
+	m.id = 9
+	b.push(m)
+	conn := b.connect(true)
+	b.newSession()
+	if got := b.push(again(m, conn)); got != kept {
+		t.Errorf("%v, want kept: identifiers of a new session say nothing about the old one", got)
+	}
 	if b.next() != m {
-		t.Error("a message was forgotten although the broker does not send it again")
+		t.Error("the message of the old session is lost; nobody sends it again")
 	}
 }
 

@@ -86,7 +86,7 @@ func (s *Source) dial(ctx context.Context, to endpoint) (*connection, error) {
 			c.guard.Close()
 			dialErr = c.guard.readErr()
 		}
-		return nil, s.connectError(to, token.ReturnCode(), dialErr, err)
+		return nil, s.connectError(to, token.ReturnCode(), c.guard != nil, dialErr, err)
 	}
 	c.resumed = token.SessionPresent()
 	c.since = time.Now()
@@ -171,9 +171,10 @@ func openWebsocket(ctx context.Context, to endpoint, tlsConfig *tls.Config, time
 	}
 }
 
-// connectError words a failure to connect. dialErr is the network's error,
-// when there was one; err is the library's.
-func (s *Source) connectError(to endpoint, code byte, dialErr, err error) error {
+// connectError words a failure to connect. established says that the network
+// connection, TLS included, stood; dialErr is the network's error, when there
+// was one; err is the library's.
+func (s *Source) connectError(to endpoint, code byte, established bool, dialErr, err error) error {
 	switch code {
 	case packets.ErrRefusedBadUsernameOrPassword:
 		return sources.AuthError(fmt.Errorf("broker %s refuses the user name or password (CONNACK 4): check mqtt.username and mqtt.password", to.url))
@@ -191,18 +192,20 @@ func (s *Source) connectError(to endpoint, code byte, dialErr, err error) error 
 		dialErr = err
 	}
 	if to.tls {
-		if worded := s.tlsError(to, dialErr); worded != nil {
+		if worded := s.tlsError(to, established, dialErr); worded != nil {
 			return worded
 		}
 	}
-	if !to.tls && (errors.Is(dialErr, io.EOF) || errors.Is(dialErr, syscall.ECONNRESET)) {
+	if !to.tls && closedByPeer(dialErr) {
 		return fmt.Errorf("connect to %s: %w: the broker closed the connection before it answered; if this port speaks TLS, use mqtts:// or mqtt.tls.enabled: true", to.url, dialErr)
 	}
 	return sources.DialError(to.url, dialErr)
 }
 
 // tlsError words what goes wrong in TLS, and is nil for everything else.
-func (s *Source) tlsError(to endpoint, err error) error {
+// established says that the handshake had succeeded: TLS 1.3 refuses a client
+// certificate only then.
+func (s *Source) tlsError(to endpoint, established bool, err error) error {
 	var (
 		unknown  x509.UnknownAuthorityError
 		name     x509.HostnameError
@@ -223,13 +226,20 @@ func (s *Source) tlsError(to endpoint, err error) error {
 		return sources.ConfigError(fmt.Errorf(wrapping, to.url, err, "this port does not speak TLS: use the broker's TLS port (often 8883)"))
 	case errors.As(err, &remote) && remote.Op == "remote error", errors.As(err, &alert):
 		return s.alertError(to, err)
-	case errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
+	case !established && closedByPeer(err):
+		return fmt.Errorf(wrapping, to.url, err, "the broker ended the connection during the TLS handshake: this port does not speak TLS (the TLS port is often 8883), "+
+			"or the broker requires a client certificate (mqtt.tls.client_cert_path); its log says which")
+	case closedByPeer(err):
 		if s.cfg.TLS.ClientCertPath == "" {
 			return sources.AuthError(fmt.Errorf(wrapping, to.url, err, "the broker ended the TLS connection; it probably requires a client certificate: set mqtt.tls.client_cert_path and client_key_path"))
 		}
 		return sources.AuthError(fmt.Errorf(wrapping, to.url, err, "the broker ended the TLS connection; it probably does not trust the client certificate: look at its log"))
 	}
 	return nil
+}
+
+func closedByPeer(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
 }
 
 // alertError words a TLS alert of the broker.

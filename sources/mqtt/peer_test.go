@@ -44,7 +44,7 @@ func newPeer(t *testing.T) *peer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &peer{t: t, lis: lis, window: 20, pubrecs: map[uint16]bool{}, subscribe: make(chan string, 100),
+	p := &peer{t: t, lis: lis, window: 20, pubrecs: map[uint16]bool{}, subscribe: make(chan string, 10000),
 		suback: func(string) byte { return 1 }}
 	t.Cleanup(p.stop)
 	return p

@@ -127,29 +127,35 @@ var errBufferFull = errors.New("buffer is full")
 
 // Run connects, subscribes and emits until ctx or the connection ends.
 func (s *Source) Run(ctx context.Context, emit sources.Emit) error {
+	p := s.startPump(ctx, emit)
+	err := s.connections(ctx, p)
+	p.stop(ctx)
+	if ctx.Err() != nil {
+		s.countLeft()
+		return ctx.Err()
+	}
+	return err
+}
+
+// connections makes one connection, and another each time that a full buffer
+// was the reason to end it.
+func (s *Source) connections(ctx context.Context, p *pump) error {
 	for {
-		conn, err := s.connect(ctx)
-		if conn != nil && conn.resumed {
-			s.buf.resumed()
+		c, err := s.connect(ctx)
+		if err != nil {
+			return err
 		}
-		p := s.startPump(ctx, emit)
-		if err == nil {
-			err = s.serve(ctx, conn, p)
+		if !c.resumed {
+			s.buf.newSession()
 		}
-		if err == errBufferFull {
-			s.status.Report(s.log, sources.Degraded,
-				"the pipeline takes less than the broker sends: disconnected until half of the buffer has drained; the broker keeps what is published")
-			err = s.awaitHalf(ctx, p)
+		if err = s.serve(ctx, c, p); err != errBufferFull {
+			return err
 		}
-		p.stop(ctx)
-		if err == nil && ctx.Err() == nil {
-			continue
+		s.status.Report(s.log, sources.Degraded,
+			"the pipeline takes less than the broker sends: disconnected until half of the buffer has drained; the broker keeps what is published")
+		if err := s.awaitHalf(ctx, p); err != nil {
+			return err
 		}
-		if ctx.Err() != nil {
-			s.countLeft()
-			return ctx.Err()
-		}
-		return err
 	}
 }
 
@@ -164,7 +170,7 @@ func (s *Source) countLeft() {
 // receive is the library's handler: it must not wait.
 func (s *Source) receive(c *connection, number uint64, m paho.Message) {
 	// MQTT demands UTF-8 topics, and records do; not every broker checks.
-	msg := &message{conn: number, topic: strings.ToValidUTF8(m.Topic(), "\uFFFD"), payload: m.Payload(), qos: m.Qos(), retained: m.Retained(),
+	msg := &message{conn: number, topic: strings.ToValidUTF8(m.Topic(), "\uFFFD"), payload: m.Payload(), id: m.MessageID(), qos: m.Qos(), retained: m.Retained(),
 		dup: m.Duplicate(), arrived: sources.Micros(s.now()), ack: m.Ack}
 	if len(msg.payload) > s.cfg.MaxPayloadBytes {
 		msg.tooLarge = c.guard.trueSize()
@@ -185,7 +191,7 @@ func (s *Source) serve(ctx context.Context, c *connection, p *pump) error {
 	stopAcks, acksStopped := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(acksStopped)
-		s.buf.acker(stopAcks)
+		s.buf.acker(c.client.IsConnectionOpen, stopAcks)
 	}()
 	err := s.watch(ctx, c, p)
 	if ctx.Err() != nil {
@@ -193,9 +199,6 @@ func (s *Source) serve(ctx context.Context, c *connection, p *pump) error {
 	}
 	close(stopAcks)
 	<-acksStopped
-	for _, m := range s.buf.takeAcks() {
-		m.ack()
-	}
 	c.close()
 	return err
 }
