@@ -234,17 +234,23 @@ func sameAttrs(x, y []Attr) bool {
 func hash[T string | []byte](s T) uint64 {
 	const k0, k1 = 0x9E3779B97F4A7C15, 0xD1B54A32D192ED03
 	h := uint64(len(s)) * k0
-	i := 0
-	for ; i+8 <= len(s); i += 8 {
-		x := uint64(s[i]) | uint64(s[i+1])<<8 | uint64(s[i+2])<<16 | uint64(s[i+3])<<24 |
-			uint64(s[i+4])<<32 | uint64(s[i+5])<<40 | uint64(s[i+6])<<48 | uint64(s[i+7])<<56
-		h = mix(h^x, k1)
+	if len(s) < 8 {
+		for i := range len(s) {
+			h = h<<8 ^ uint64(s[i])
+		}
+		return mix(h, k1)
 	}
-	var x uint64
-	for shift := 0; i < len(s); i, shift = i+1, shift+8 {
-		x |= uint64(s[i]) << shift
+	for i := 0; i+8 < len(s); i += 8 {
+		h = mix(h^word(s, i), k1)
 	}
-	return mix(h^x, k0)
+	return mix(h^word(s, len(s)-8), k0)
+}
+
+// word is the 8 bytes at i.
+func word[T string | []byte](s T, i int) uint64 {
+	_ = s[i+7]
+	return uint64(s[i]) | uint64(s[i+1])<<8 | uint64(s[i+2])<<16 | uint64(s[i+3])<<24 |
+		uint64(s[i+4])<<32 | uint64(s[i+5])<<40 | uint64(s[i+6])<<48 | uint64(s[i+7])<<56
 }
 
 func mix(a, b uint64) uint64 {

@@ -76,7 +76,7 @@ func DecodeRecords(b []byte) ([]Record, error) {
 		return nil, nil
 	}
 	c := reader{b: string(b)}
-	recs := make([]Record, 0, 1+len(b)/64)
+	recs := make([]Record, 0, 1+len(b)/48) // 50 to 70 bytes each are usual
 	for len(c.b) > 0 {
 		start := len(b) - len(c.b)
 		recs = append(recs, Record{})
