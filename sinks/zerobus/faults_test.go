@@ -110,8 +110,8 @@ func TestRotationUnderLoad(t *testing.T) {
 	b := newBench(t, zerobustest.Config{})
 	b.SetFaults(zerobustest.Faults{RotateAfterMS: 50, RotateNoticeMS: 5, AckDelayMS: 5})
 	g, s := b.guarded(t, func(o *zerobus.Options) { o.BatchRecords = 10; o.WindowBytes = 1 })
-	sinktest.Drain(t, g, records(1, 20_000))
-	b.delivered(t, 20_000)
+	sinktest.Drain(t, g, records(1, 6_000))
+	b.delivered(t, 6_000)
 	if state := g.State(); state.Trips != 0 || state.Failures != 0 {
 		t.Errorf("guard: %+v, sink: %+v", state, s.Stats())
 	}
@@ -343,7 +343,7 @@ func TestOpenErrors(t *testing.T) {
 			if err != nil {
 				noSecret(t, b, err.Error())
 				g := sinks.Guard(s, sinks.DefaultBreakerConfig(), fast, slog.New(slog.NewTextHandler(b.log, nil)))
-				ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+				ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 				defer cancel()
 				if _, err := g.Open(ctx); !errors.Is(err, context.DeadlineExceeded) {
 					t.Errorf("guarded Open: %v", err)
@@ -480,7 +480,7 @@ func TestWrongCA(t *testing.T) {
 func TestLargeRows(t *testing.T) {
 	b := newBench(t, zerobustest.Config{})
 	s := b.sink(t, nil)
-	recs := records(1, 30)
+	recs := records(1, 15)
 	for i := range recs {
 		recs[i].Value = abi.String(strings.Repeat("x", 1_000_000))
 	}
@@ -489,7 +489,7 @@ func TestLargeRows(t *testing.T) {
 	if len(refused) != 1 || refused[0].Seq != 5 || refused[0].Reason != sinks.ReasonTooLarge {
 		t.Errorf("refused: %v", refused)
 	}
-	b.delivered(t, 30, 5)
+	b.delivered(t, 15, 5)
 	if v := b.Stats().Violations; len(v) > 0 {
 		t.Errorf("violations: %v", v)
 	}
