@@ -416,13 +416,7 @@ func TestCredentialsAreRotated(t *testing.T) {
 		st, _ := g.Open(t.Context()) // nil ends the test below
 		opened <- st
 	}()
-	for g.State().State != sinks.StateAuthFailed {
-		select {
-		case st := <-opened:
-			t.Fatalf("opened with a wrong secret: %v", st)
-		case <-time.After(5 * time.Millisecond):
-		}
-	}
+	until(t, func() bool { return g.State().State == sinks.StateAuthFailed })
 	noSecret(t, b, g.State().LastError, b.log.String())
 	b.mu.Lock()
 	b.pass = "canary-second"
@@ -511,5 +505,42 @@ func TestCloseGivesUp(t *testing.T) {
 	}
 	for a := range st.Acks() {
 		t.Errorf("ack %v", a)
+	}
+}
+
+// A94: the service is away when the sink starts and goes away again later; the
+// guard waits for it and nothing is lost.
+func TestServiceAway(t *testing.T) {
+	b := newBench(t, zerobustest.Config{})
+	b.SetFaults(zerobustest.Faults{Dead: true})
+	s := b.sink(t, func(o *zerobus.Options) { o.BatchRecords = 10 })
+	g := sinks.Guard(s, sinks.BreakerConfig{Enabled: true, FailureThreshold: 2, TimeoutSeconds: 0.2}, fast, slog.New(slog.NewTextHandler(b.log, nil)))
+	done := make(chan []sinks.Refusal)
+	go func() { done <- sinktest.Drain(t, g, records(1, 5000)) }()
+	until(t, func() bool { return g.State().State == sinks.StateCircuitOpen })
+	b.SetFaults(zerobustest.Faults{AckDelayMS: 20})
+	until(t, func() bool { return s.Stats().Acked > 0 })
+	b.SetFaults(zerobustest.Faults{Dead: true})
+	until(t, func() bool { return g.State().State == sinks.StateCircuitOpen })
+	b.SetFaults(zerobustest.Faults{})
+	if refused := <-done; len(refused) > 0 {
+		t.Errorf("refused: %v", refused)
+	}
+	b.delivered(t, 5000)
+	if state := g.State(); state.Trips < 2 || state.Reconnects == 0 {
+		t.Errorf("guard: %+v", state)
+	}
+}
+
+// until polls what has no channel to wait on.
+func until(t *testing.T, done func() bool) {
+	t.Helper()
+	timeout := time.After(deadline)
+	for !done() {
+		select {
+		case <-time.After(2 * time.Millisecond):
+		case <-timeout:
+			t.Fatal("it did not come to that")
+		}
 	}
 }
