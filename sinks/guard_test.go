@@ -55,6 +55,13 @@ func (s *script) gaps() []time.Duration {
 	return out
 }
 
+// count is how often Open was called.
+func (s *script) count() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.calls)
+}
+
 func (s *script) last() *fakeStream {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -86,7 +93,8 @@ func steady() ReconnectConfig {
 
 func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
-// run opens streams for ever and hands each to use, which waits for its end.
+// run opens streams for ever and hands each to use, which waits for its end;
+// stop ends the last one.
 func run(t *testing.T, g *Guarded, use func(Stream)) (stop func()) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
@@ -97,7 +105,9 @@ func run(t *testing.T, g *Guarded, use func(Stream)) (stop func()) {
 			if err != nil {
 				return
 			}
+			end := context.AfterFunc(ctx, func() { _ = st.Close(ctx) }) // never fails
 			use(st)
+			end()
 		}
 	}()
 	return func() { cancel(); <-done }
@@ -131,20 +141,19 @@ func TestBreakerOpensAndCloses(t *testing.T) {
 		}
 		time.Sleep(58 * time.Second) // 60 s after it opened
 		synctest.Wait()
-		if n := len(sink.calls); n != 5 {
+		if n := sink.count(); n != 5 {
 			t.Fatalf("%d calls while the breaker is open", n)
 		}
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
-		if s := g.State(); s.State != StateHalfOpen || len(sink.calls) != 6 {
-			t.Fatalf("probe: %+v, %d calls", s, len(sink.calls))
+		if s := g.State(); s.State != StateHalfOpen || sink.count() != 6 {
+			t.Fatalf("probe: %+v, %d calls", s, sink.count())
 		}
 		sink.last().acks.Put(Ack{Seq: 1})
 		synctest.Wait()
 		if s := g.State(); s.State != StateConnected || s.Failures != 0 || s.LastError != "" || !s.OpenedAt.IsZero() {
 			t.Errorf("after an ack: %+v", s)
 		}
-		sink.last().end(nil)
 		stop()
 		want := []time.Duration{100 * time.Millisecond, 200 * time.Millisecond, 400 * time.Millisecond, 800 * time.Millisecond, 60 * time.Second}
 		if gaps := sink.gaps(); !slices.Equal(gaps[:5], want) {
@@ -168,7 +177,7 @@ func TestBreakerProbeFails(t *testing.T) {
 			t.Fatalf("after a failed probe: %+v", s)
 		}
 		time.Sleep(59 * time.Second)
-		if len(sink.calls) != 6 {
+		if sink.count() != 6 {
 			t.Fatal("called while the breaker is open")
 		}
 		time.Sleep(2 * time.Second)
@@ -178,7 +187,6 @@ func TestBreakerProbeFails(t *testing.T) {
 		if s := g.State(); s.State != StateConnected || s.Failures != 0 {
 			t.Errorf("after a stable probe: %+v", s)
 		}
-		sink.last().end(nil)
 		stop()
 	})
 }
@@ -263,7 +271,7 @@ func TestOpenTriesForEver(t *testing.T) {
 		g := Guard(sink, DefaultBreakerConfig(), DefaultReconnectConfig(), quiet())
 		stop := run(t, g, untilEnd)
 		time.Sleep(7 * 24 * time.Hour)
-		if n := len(sink.calls); n < 10_000 {
+		if n := sink.count(); n < 10_000 {
 			t.Errorf("%d attempts in a week", n)
 		}
 		stop()
@@ -292,7 +300,6 @@ func TestPlannedEnds(t *testing.T) {
 					t.Errorf("%v: a gap of %v", end, gap)
 				}
 			}
-			sink.last().end(nil)
 			stop()
 		})
 	}
@@ -306,7 +313,7 @@ func TestInstantRotationsAreFailures(t *testing.T) {
 		stop := run(t, g, func(st Stream) { sink.last().end(ErrRotated); untilEnd(st) })
 		time.Sleep(30 * time.Second)
 		synctest.Wait()
-		if n := len(sink.calls); n != 5 || g.State().State != StateCircuitOpen {
+		if n := sink.count(); n != 5 || g.State().State != StateCircuitOpen {
 			t.Errorf("%d calls, %+v", n, g.State())
 		}
 		stop()
@@ -336,13 +343,12 @@ func TestHeld(t *testing.T) {
 		sink.mu.Lock()
 		sink.answers = []error{nil}
 		sink.mu.Unlock()
-		calls := len(sink.calls)
+		calls := sink.count()
 		g.Reset()
 		synctest.Wait()
-		if len(sink.calls) != calls+1 || g.State().State != StateConnected {
-			t.Errorf("after Reset: %d calls, %+v", len(sink.calls), g.State())
+		if sink.count() != calls+1 || g.State().State != StateConnected {
+			t.Errorf("after Reset: %d calls, %+v", sink.count(), g.State())
 		}
-		sink.last().end(nil)
 		stop()
 	})
 }
@@ -357,10 +363,9 @@ func TestReset(t *testing.T) {
 		synctest.Wait()
 		g.Reset()
 		synctest.Wait()
-		if s := g.State(); s.State != StateConnected || len(sink.calls) != 6 || s.Failures != 0 {
+		if s := g.State(); s.State != StateConnected || sink.count() != 6 || s.Failures != 0 {
 			t.Errorf("after Reset: %+v", s)
 		}
-		sink.last().end(nil)
 		stop()
 	})
 }

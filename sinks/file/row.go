@@ -96,10 +96,16 @@ func appendValue(dst []byte, v abi.Value) ([]byte, error) {
 	}
 }
 
+// appendString appends s as JSON text. Most text is plain and needs no encoder.
 func appendString(dst []byte, s string) []byte {
-	b, err := json.Marshal(s)
-	if err != nil {
-		return append(dst, `""`...) // text always marshals
+	for i := range len(s) {
+		if c := s[i]; c < ' ' || c == '"' || c == '\\' || c >= utf8.RuneSelf {
+			b, err := json.Marshal(s)
+			if err != nil {
+				return append(dst, `""`...) // text always marshals
+			}
+			return append(dst, b...)
+		}
 	}
-	return append(dst, b...)
+	return append(append(append(dst, '"'), s...), '"')
 }

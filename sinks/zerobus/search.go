@@ -173,6 +173,13 @@ func (c *search) halve(ctx context.Context, items []item) error {
 	return c.halve(ctx, items[half:])
 }
 
+// sent is a request of try.
+type sent struct {
+	request
+	offset int64 // of the request, -1 when it has no rows
+	end    int   // items up to here are settled with it
+}
+
 // try sends items in requests and waits for their acks. n items are settled, all
 // of them when err is nil.
 func (c *search) try(ctx context.Context, items []item) (n int, err error) {
@@ -180,47 +187,24 @@ func (c *search) try(ctx context.Context, items []item) (n int, err error) {
 		return 0, err
 	}
 	s, w := c.stream, c.stream.wire
-	type sent struct {
-		request
-		offset int64
-		end    int // items up to here are settled with it
-	}
-	var requests []sent
-	var sendErr error
-	for i := 0; i < len(items) && sendErr == nil; {
-		rows, end, size := s.rows[:0], i, 0
-		for end < len(items) && len(rows) < s.sink.o.BatchRecords && (size == 0 || size+rowSize(items[end].row) <= maxRequest-requestOverhead) {
-			if items[end].refusal == nil {
-				rows = append(rows, items[end].row)
-				size += rowSize(items[end].row)
-			}
-			end++
-		}
-		r := sent{request: request{last: items[end-1].seq, rows: len(rows), bytes: size, at: time.Now()}, offset: -1, end: end}
-		if len(rows) > 0 {
-			s.handed(r.request)
-			r.offset, sendErr = w.send(ctx, rows)
-		}
-		requests = append(requests, r)
-		i = end
-	}
+	requests, sendErr := c.sendAll(ctx, items)
 	for _, r := range requests {
-		if r.rows > 0 {
-			if r.offset < 0 {
-				r.offset = w.next // not taken: waiting says why
-			}
-			if err == nil {
-				err = w.wait(ctx, r.offset)
-			}
-			if err != nil {
-				s.sink.count.window.Add(-int64(r.bytes))
-				continue
-			}
-			s.accepted(r.request)
+		if r.offset >= 0 && err == nil {
+			err = w.wait(ctx, r.offset)
 		}
-		if err == nil {
+		switch {
+		case err != nil:
+			s.sink.count.window.Add(-int64(r.bytes))
+		case r.rows > 0:
+			s.accepted(r.request)
+			fallthrough
+		default:
 			n = r.end
 		}
+	}
+	if err == nil && sendErr != nil {
+		w.close()
+		err = w.wait(ctx, w.next) // why, where the sender only heard "closed"
 	}
 	if err == nil {
 		return n, nil
@@ -234,6 +218,31 @@ func (c *search) try(ctx context.Context, items []item) (n int, err error) {
 		return n, err
 	}
 	return n, w.classify(err)
+}
+
+// sendAll hands items to the SDK in requests, as far as it takes them.
+func (c *search) sendAll(ctx context.Context, items []item) (requests []sent, err error) {
+	s := c.stream
+	for i := 0; i < len(items); {
+		rows, end, size := s.rows[:0], i, 0
+		for end < len(items) && len(rows) < s.sink.o.BatchRecords && (size == 0 || size+rowSize(items[end].row) <= maxRequest-requestOverhead) {
+			if items[end].refusal == nil {
+				rows = append(rows, items[end].row)
+				size += rowSize(items[end].row)
+			}
+			end++
+		}
+		r := sent{request: request{last: items[end-1].seq, rows: len(rows), bytes: size, at: time.Now()}, offset: -1, end: end}
+		if len(rows) > 0 {
+			if r.offset, err = s.wire.send(ctx, rows); err != nil {
+				return requests, err
+			}
+			s.handed(r.request)
+		}
+		requests = append(requests, r)
+		i = end
+	}
+	return requests, nil
 }
 
 // ensureWire opens a wire when the last one has ended.

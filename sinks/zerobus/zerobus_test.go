@@ -39,7 +39,7 @@ type bench struct {
 	log  *bytes.Buffer
 }
 
-func newBench(t *testing.T, cfg zerobustest.Config) *bench {
+func newBench(t testing.TB, cfg zerobustest.Config) *bench {
 	t.Helper()
 	dir := t.TempDir()
 	cfg.Dir = filepath.Join(dir, "tables")
@@ -88,7 +88,7 @@ func (b *bench) options() zerobus.Options {
 	}
 }
 
-func (b *bench) sink(t *testing.T, change func(*zerobus.Options)) *zerobus.Sink {
+func (b *bench) sink(t testing.TB, change func(*zerobus.Options)) *zerobus.Sink {
 	t.Helper()
 	o := b.options()
 	if change != nil {

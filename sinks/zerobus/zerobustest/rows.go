@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math"
 	"strconv"
+	"unicode/utf8"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protodesc"
@@ -58,14 +59,22 @@ func (d *decoder) row(dst, record []byte) (line []byte, key string, err error) {
 		if f == nil || !msg.Has(f) {
 			return "", false
 		}
-		return rawText(appendValue(nil, f, msg.Get(f))), true
+		return keyText(f, msg.Get(f)), true
 	}); err != nil {
 		return dst, "", err
 	}
 	if f := d.message.Fields().ByName(protoreflect.Name(d.key)); f != nil && msg.Has(f) {
-		key = rawText(appendValue(nil, f, msg.Get(f)))
+		key = keyText(f, msg.Get(f))
 	}
 	return append(appendMessage(dst, msg), '\n'), key, nil
+}
+
+// keyText is the key column as text.
+func keyText(f protoreflect.FieldDescriptor, v protoreflect.Value) string {
+	if f.Kind() == protoreflect.StringKind && !f.IsList() {
+		return v.String()
+	}
+	return string(appendField(nil, f, v))
 }
 
 // jsonRow is row for a JSON stream: an object, compacted to one line.
@@ -185,10 +194,16 @@ func appendFloat(dst []byte, f float64, bits int) []byte {
 	return strconv.AppendFloat(dst, f, 'g', -1, bits)
 }
 
+// appendString appends s as JSON text. Most text is plain and needs no encoder.
 func appendString(dst []byte, s string) []byte {
-	b, err := json.Marshal(s)
-	if err != nil {
-		return append(dst, `""`...) // text always marshals
+	for i := range len(s) {
+		if c := s[i]; c < ' ' || c == '"' || c == '\\' || c >= utf8.RuneSelf {
+			b, err := json.Marshal(s)
+			if err != nil {
+				return append(dst, `""`...) // text always marshals
+			}
+			return append(dst, b...)
+		}
 	}
-	return append(dst, b...)
+	return append(append(append(dst, '"'), s...), '"')
 }
