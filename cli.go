@@ -98,7 +98,7 @@ func newApp(open openHost, stdin io.Reader, stdout, stderr io.Writer) *cli.App {
 		HideHelpCommand: true,
 		Suggest:         false,
 		Commands: []*cli.Command{
-			serveCommand(open), statusCommand(), moduleCommand(), spoolCommand(), deadLetterCommand(), breakerCommand(),
+			serveCommand(open), demoCommand(), statusCommand(), moduleCommand(), spoolCommand(), deadLetterCommand(), breakerCommand(),
 			configCommand(), modbusCommand(), healthcheckCommand(), emulatorCommand(), versionCommand(),
 		},
 		ExitErrHandler:        func(*cli.Context, error) {},

@@ -15,6 +15,7 @@ import (
 	"github.com/edgehost/edgehost/sinks/zerobus"
 	"github.com/edgehost/edgehost/sources"
 	"github.com/edgehost/edgehost/sources/modbus"
+	"github.com/edgehost/edgehost/sources/opcua"
 )
 
 // check holds every key to its limits. It reads no other file and asks nobody.
@@ -280,9 +281,10 @@ func (c *config) checkProtocol(at string, s *sourceConfig) {
 	}
 	switch s.Protocol {
 	case "opcua":
-		for _, e := range s.OPCUA.Validate(s.Endpoint) {
-			c.doc.failAt(join(at, e.Path), "%s", e.Msg)
+		if err := opcua.ValidateEndpoint(s.Endpoint); err != nil {
+			c.doc.failAt(at+".endpoint", "%v", err)
 		}
+		c.sourceErrors(at+".opcua", s.OPCUA.Validate())
 	case "mqtt":
 		if err := s.MQTT.ValidateEndpoint(s.Endpoint); err != nil {
 			c.doc.failAt(at+".endpoint", "%v", err)

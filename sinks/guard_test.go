@@ -68,9 +68,9 @@ type fakeStream struct {
 }
 
 func (s *fakeStream) Send(context.Context, []Record) error { return s.err }
-func (s *fakeStream) Acks() <-chan Ack                      { return s.acks.C() }
-func (s *fakeStream) Err() error                            { return s.err }
-func (s *fakeStream) Close(context.Context) error           { s.end(nil); return nil }
+func (s *fakeStream) Acks() <-chan Ack                     { return s.acks.C() }
+func (s *fakeStream) Err() error                           { return s.err }
+func (s *fakeStream) Close(context.Context) error          { s.end(nil); return nil }
 func (s *fakeStream) end(err error) {
 	s.once.Do(func() { s.err = err; s.acks.Close() })
 }

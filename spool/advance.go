@@ -22,6 +22,7 @@ type keeping struct {
 	retain    time.Duration
 	samples   []sample // places of the durable head, oldest first
 	trimmed   uint64   // acked bytes that are gone
+	step      uint64   // as many must be there before a trim is worth it
 	idle      time.Time
 }
 
@@ -261,7 +262,7 @@ func (q *Queue) trim(now time.Time) error {
 		q.keep.idle = now
 	}
 	s, found := q.keep.due(now)
-	much := s.acked >= q.keep.trimmed+trimBytes
+	much := s.acked >= q.keep.trimmed+q.keep.step
 	idle := empty && now.Sub(q.keep.idle) >= trimIdle
 	oldest := q.oldest
 	q.mu.Unlock()

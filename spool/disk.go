@@ -69,16 +69,22 @@ func (d disk) readFile(path string) ([]byte, error) {
 	return data, err
 }
 
-// mkdir makes a directory (0700) and its parents, and syncs the entry in the
-// parent when it was not there before.
+// mkdir makes a directory (0700) and its parents, and syncs the entry of each
+// one that was not there before.
 func (d disk) mkdir(path string) error {
 	if _, err := d.Stat(path); err == nil {
 		return nil
 	}
+	parent := d.PathDir(path)
+	if parent != path {
+		if err := d.mkdir(parent); err != nil {
+			return err
+		}
+	}
 	if err := d.MkdirAll(path, 0o700); err != nil {
 		return fmt.Errorf("make directory %s: %w", path, err)
 	}
-	return d.syncDir(d.PathDir(path))
+	return d.syncDir(parent)
 }
 
 func (d disk) syncDir(path string) error {

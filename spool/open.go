@@ -20,7 +20,7 @@ func (s *Spool) openQueue(name string, keep func(Owner) bool) (*Queue, error) {
 		return nil, err
 	}
 	q := &Queue{s: s, name: name, dir: s.disk.PathJoin(s.dir, queueDir, file), log: s.log.With("queue", name),
-		work: make(chan struct{}, 1), stop: make(chan struct{}), wake: make(chan struct{}), damage: map[uint64]uint64{}}
+		work: make(chan struct{}, 1), stop: make(chan struct{}), wake: make(chan struct{}), damage: map[uint64]uint64{}, keep: keeping{step: trimBytes}}
 	if err := s.disk.mkdir(s.disk.PathJoin(s.dir, queueDir)); err != nil {
 		return nil, err
 	}

@@ -67,29 +67,40 @@ func (r *Reader) Next(ctx context.Context) (Stored, error) {
 			return Stored{}, context.Cause(ctx)
 		default:
 		}
+		st, wake, err := r.try()
+		if wake == nil {
+			return st, err
+		}
+		select {
+		case <-wake:
+		case <-r.closed:
+		case <-ctx.Done():
+		}
+	}
+}
+
+// try returns the next frame, or the channel that is closed when there may be one.
+func (r *Reader) try() (st Stored, wake <-chan struct{}, err error) {
+	for {
 		if len(r.buf) > 0 {
 			e := r.buf[0]
 			r.buf = r.buf[1:]
 			r.pos = e.end()
-			return r.q.openEntry(e)
+			st, err = r.q.openEntry(e)
+			return st, nil, err
 		}
 		at := r.q.look(r.pos)
 		switch {
 		case at.err != nil:
-			return Stored{}, at.err
+			return st, nil, at.err
 		case at.found:
 			r.pos = at.frame.end()
-			return at.frame, nil
-		case at.diskTo > 0:
-			if err := r.fill(at.diskTo); err != nil {
-				return Stored{}, err
-			}
-		default:
-			select {
-			case <-at.wake:
-			case <-r.closed:
-			case <-ctx.Done():
-			}
+			return at.frame, nil, nil
+		case at.diskTo == 0:
+			return st, at.wake, nil
+		}
+		if err := r.fill(at.diskTo); err != nil {
+			return st, nil, err
 		}
 	}
 }
@@ -346,8 +357,11 @@ func (w *walk) readable(seq uint64) bool {
 // as frames come and go.
 func (q *Queue) CountWaiting() (uint64, error) {
 	q.mu.Lock()
-	head, tail := q.pos.head, q.pos.tail
+	head, tail, closed := q.pos.head, q.pos.tail, q.closed
 	q.mu.Unlock()
+	if closed {
+		return 0, ErrClosed
+	}
 	return q.countLive(head, tail)
 }
 

@@ -32,6 +32,12 @@ type Auth struct {
 	ClientSecret string `yaml:"client_secret"`
 }
 
+// String hides the secret, so that a Config can be printed.
+func (a Auth) String() string { return "{client_id: " + a.ClientID + ", client_secret: [redacted]}" }
+
+// GoString is String, for %#v.
+func (a Auth) GoString() string { return a.String() }
+
 // Target is a table of Unity Catalog.
 type Target struct {
 	Catalog string `yaml:"catalog"`

@@ -35,7 +35,7 @@ const (
 	fromRecordID
 	fromRawValue    // the attribute, else the value when it is a number
 	fromScaledValue // the attribute, else round(value * scale_factor), kept within int32
-	fromScaleFactor // the attribute, else 1
+	fromScaleFactor // the attribute, else 1 when there is a value to scale
 )
 
 var sources = map[string]source{
@@ -67,7 +67,6 @@ type encoder struct {
 	table   string
 	plans   []plan
 	clamped uint64 // scaled values beyond int32
-	id      [sinks.IDLen]byte
 }
 
 // newEncoder makes the encoder of a valid schema.
@@ -110,6 +109,11 @@ func (e *encoder) append(dst []byte, r *sinks.Record) ([]byte, error) {
 	out := dst
 	for i := range e.plans {
 		p := &e.plans[i]
+		if p.from == fromRecordID && p.wire == descriptorpb.FieldDescriptorProto_TYPE_STRING { // every row has it: no string is made
+			out = protowire.AppendVarint(protowire.AppendVarint(out, p.tag), sinks.IDLen)
+			out = r.ID.AppendText(out)
+			continue
+		}
 		v := e.value(p, r)
 		if v.IsNone() {
 			if !p.nullable {
@@ -167,7 +171,7 @@ func (e *encoder) value(p *plan, r *sinks.Record) abi.Value {
 	case fromStatusCode:
 		return abi.Int(int64(r.Status))
 	case fromRecordID:
-		return abi.String(string(r.ID.AppendText(e.id[:0])))
+		return abi.String(r.ID.String())
 	default:
 		return e.derived(p, r)
 	}
@@ -191,6 +195,9 @@ func (e *encoder) derived(p *plan, r *sinks.Record) abi.Value {
 	case fromScaledValue:
 		return e.scaled(r)
 	case fromScaleFactor:
+		if _, ok := r.Value.Number(); !ok {
+			return abi.Value{}
+		}
 		return abi.Int(1)
 	default:
 		return abi.Value{}

@@ -3,7 +3,6 @@ package zerobus
 import (
 	"context"
 	"fmt"
-	"strings"
 	"sync"
 	"time"
 
@@ -22,9 +21,9 @@ import (
 //	[............x...]  ->  [........] ok  [....x...]  ->  [....] ok  [x...]  ->  [x.]  ->  [x] refused
 type search struct {
 	stream    *stream
-	upTo      uint64 // the window ends with this sequence
-	secret    string // what must not appear in a refusal
-	neighbour bool   // rows were accepted on the stream that was refused
+	upTo      uint64   // the window ends with this sequence
+	hide      []string // what must not appear in a refusal
+	neighbour bool     // rows were accepted on the stream that was refused
 
 	mu       sync.Mutex // Send's goroutine against the timer
 	unproven []sinks.Refusal
@@ -243,7 +242,7 @@ func (c *search) ensureWire(ctx context.Context) (err error) {
 		c.stream.wire, err = c.stream.sink.dial(ctx, c.stream.schema)
 	}
 	if err == nil {
-		c.secret = c.stream.wire.secret
+		c.hide = c.stream.wire.hide
 	}
 	return err
 }
@@ -315,8 +314,5 @@ func (c *search) words(err error) string {
 	if st := answer(err); st != nil {
 		text = st.Message()
 	}
-	if c.secret != "" {
-		text = strings.ReplaceAll(text, c.secret, "[redacted]")
-	}
-	return text
+	return redact(text, c.hide)
 }

@@ -81,6 +81,7 @@ type Stats struct {
 // them 0.
 const (
 	defaultBatch       = 100
+	maxBatch           = 100_000 // of the service and its clients
 	defaultWindow      = 32 << 20
 	defaultAckTimeout  = 60 * time.Second
 	defaultOpenTimeout = 15 * time.Second
@@ -128,6 +129,7 @@ func New(o Options) (*Sink, error) {
 	if o.BatchRecords <= 0 {
 		o.BatchRecords = defaultBatch
 	}
+	o.BatchRecords = min(o.BatchRecords, maxBatch)
 	if o.WindowBytes <= 0 {
 		o.WindowBytes = defaultWindow
 	}

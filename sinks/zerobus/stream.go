@@ -160,15 +160,15 @@ func (s *stream) ending(err error) error {
 	if end := s.Err(); end != nil {
 		return end
 	}
-	return explain("send to "+s.sink.table, err, s.secret())
+	return explain("send to "+s.sink.table, err, s.hide())
 }
 
-// secret is what must not appear in an error.
-func (s *stream) secret() string {
+// hide is what must not appear in an error.
+func (s *stream) hide() []string {
 	if s.wire == nil {
-		return ""
+		return nil
 	}
-	return s.wire.secret
+	return s.wire.hide
 }
 
 // push notes a request before it is sent, so that its ack finds it. A request
@@ -256,9 +256,9 @@ func (s *stream) finish(w *wire, err error) {
 	case s.closing && len(s.pending) == 0:
 	case status.Code(err) == codes.InvalidArgument && len(s.pending) > 0:
 		s.sink.suspectWindow(s.pending[len(s.pending)-1].last, s.acked)
-		s.err = fmt.Errorf("%w: %w", sinks.ErrSuspect, explain("deliver to "+s.sink.table, err, w.secret))
+		s.err = fmt.Errorf("%w: %w", sinks.ErrSuspect, explain("deliver to "+s.sink.table, err, w.hide))
 	case status.Code(err) == codes.InvalidArgument:
-		s.err = sinks.Hold(explain("keep stream to "+s.sink.table, err, w.secret))
+		s.err = sinks.Hold(explain("keep stream to "+s.sink.table, err, w.hide))
 	default:
 		s.err = w.classify(err)
 	}

@@ -59,6 +59,17 @@ func (c *tokenCache) takeFailure() *tokenFailure {
 	return f
 }
 
+// all are the tokens in the cache.
+func (c *tokenCache) all() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var out []string
+	for _, e := range c.entries {
+		out = append(out, e.token)
+	}
+	return out
+}
+
 func (c *tokenCache) counts() (mints, fails uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

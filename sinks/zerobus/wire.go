@@ -4,9 +4,11 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
 	"os"
 	"strings"
 	"time"
@@ -30,7 +32,7 @@ type wire struct {
 	stream *vendor.Stream
 	next   int64 // offset of the next request
 	sink   *Sink
-	secret string
+	hide   []string // what must not appear in an error
 }
 
 // forEver is more than any stream lives; the SDK wants a bound for every wait.
@@ -78,20 +80,21 @@ func (s *Sink) dialOnce(ctx context.Context, descriptor []byte) (*wire, error) {
 	sdk, err := vendor.New(withScheme(s.o.Config.ZerobusEndpoint), withScheme(s.o.Config.WorkspaceHost),
 		vendor.WithApplicationName("edgehost"), vendor.WithTLSConfig(tlsConfig), vendor.WithHTTPClient(client))
 	if err != nil {
-		return nil, sinks.Hold(explain("connect to zerobus", err, secret))
+		return nil, sinks.Hold(explain("connect to zerobus", err, secrets(id, secret)))
 	}
 	s.tokens.takeFailure()
 	open, cancel := context.WithTimeout(ctx, s.o.OpenTimeout)
 	defer cancel()
+	hide := secrets(id, secret)
 	stream, err := sdk.CreateStream(open, s.table, id, secret,
 		vendor.WithProto(descriptor), vendor.WithWaitForReady(), vendor.WithRecovery(vendor.RecoveryDisabled),
 		vendor.WithMaxBufferedPayloadBytes(s.o.WindowBytes), vendor.WithMaxPayloadBytes(maxRequest),
 		vendor.WithLackOfAckTimeout(s.o.AckTimeout), vendor.WithRecoveryTimeout(s.o.OpenTimeout), vendor.WithFlushTimeout(forEver))
 	if err != nil {
 		_ = sdk.Close() // nothing was sent
-		return nil, s.openError(ctx, err, secret)
+		return nil, s.openError(ctx, err, append(hide, s.tokens.all()...))
 	}
-	return &wire{sdk: sdk, stream: stream, sink: s, secret: secret}, nil
+	return &wire{sdk: sdk, stream: stream, sink: s, hide: append(hide, s.tokens.all()...)}, nil
 }
 
 // tlsConfig trusts the configured authorities, the system's when there are none.
@@ -111,8 +114,8 @@ func (s *Sink) tlsConfig() (*tls.Config, error) {
 }
 
 // openError classifies why a stream did not open.
-func (s *Sink) openError(ctx context.Context, err error, secret string) error {
-	err = explain("open stream to "+s.table, err, secret)
+func (s *Sink) openError(ctx context.Context, err error, hide []string) error {
+	err = explain("open stream to "+s.table, err, hide)
 	if ctx.Err() != nil {
 		return err
 	}
@@ -170,7 +173,7 @@ func (w *wire) close() { _ = w.sdk.Close() } // why the stream ended is what wai
 
 // classify says how a stream that was open ended.
 func (w *wire) classify(err error) error {
-	err = explain("deliver to "+w.sink.table, err, w.secret)
+	err = explain("deliver to "+w.sink.table, err, w.hide)
 	switch status.Code(err) {
 	case codes.Unauthenticated, codes.PermissionDenied:
 		w.sink.tokens.forget() // the next open shows whether a fresh token helps
@@ -210,17 +213,30 @@ func (e explainedError) Unwrap() error { return e.err }
 var sdkNoise = strings.NewReplacer("zerobus: WaitForOffset: ", "", "zerobus: CreateStream: ", "", "stream: recovery exhausted after 1 attempt(s): ", "")
 
 // explain says what went wrong during what: the code and the words of the
-// service when it is its answer, else the SDK's error without its layers. A
-// secret that a peer echoes is taken out.
-func explain(what string, err error, secret string) error {
+// service when it is its answer, else the SDK's error without its layers. Secrets
+// that a peer echoes are taken out.
+func explain(what string, err error, hide []string) error {
 	text := sdkNoise.Replace(err.Error())
 	if st := answer(err); st != nil {
 		text = st.Code().String() + ": " + st.Message()
 	}
-	if secret != "" {
+	return explainedError{what + ": " + redact(text, hide), err}
+}
+
+// redact takes secrets out of text.
+func redact(text string, hide []string) string {
+	for _, secret := range hide {
 		text = strings.ReplaceAll(text, secret, "[redacted]")
 	}
-	return explainedError{what + ": " + text, err}
+	return text
+}
+
+// secrets are the forms in which a peer gets to see the secret.
+func secrets(id, secret string) []string {
+	if secret == "" {
+		return nil
+	}
+	return []string{base64.StdEncoding.EncodeToString([]byte(id + ":" + secret)), url.QueryEscape(secret), secret}
 }
 
 // answer is the service's status in err, without what was wrapped around it; nil

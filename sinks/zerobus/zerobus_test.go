@@ -72,12 +72,18 @@ func (b *bench) credentials() (string, string, error) {
 // target is the MQTT bronze table.
 var target = zerobus.Target{Catalog: "mqtt", Schema: "scada_data", Table: "mqtt_events_bronze"}
 
+func mqttSchema() func(context.Context) (zerobus.Schema, error) {
+	schema, _ := zerobus.BronzeSchema(zerobus.MQTTTable, abi.ProtocolMQTT)
+	return zerobus.Fixed(schema)
+}
+
+func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
+
 // options are those of a sink for the MQTT bronze table.
 func (b *bench) options() zerobus.Options {
-	schema, _ := zerobus.BronzeSchema(zerobus.MQTTTable, abi.ProtocolMQTT)
 	return zerobus.Options{
 		Config: zerobus.Config{WorkspaceHost: b.Workspace(), ZerobusEndpoint: b.Addr(), CACertPath: b.ca, Target: target},
-		Schema: zerobus.Fixed(schema), Credentials: b.credentials,
+		Schema: mqttSchema(), Credentials: b.credentials,
 		Log: slog.New(slog.NewTextHandler(b.log, nil)),
 	}
 }

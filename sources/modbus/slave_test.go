@@ -214,23 +214,43 @@ registers:
 
 // TestSmokeLateRTURepliesNeverShiftValues makes every third reply late, by
 // anything from just too late to several requests later, until there were 1,000
-// of them, on four lines. Every value that comes through must be its own.
+// of them, on eight lines. Every value that comes through must be its own.
 func TestSmokeLateRTURepliesNeverShiftValues(t *testing.T) {
-	for line := range 4 {
-		t.Run(fmt.Sprint(line), func(t *testing.T) {
-			t.Parallel()
-			lateReplies(t, 250)
-		})
+	const most, lines = 1000, 8
+	var late atomic.Int64
+	benches := make([]*bench, lines)
+	stops := make([]func(), lines)
+	for i := range benches {
+		s := newSlave(t, true, lateScript(&late, most))
+		benches[i] = real(t, s.endpoint(), fourBlocks+"timeout_ms: 8\n")
+		stops[i] = benches[i].run(t)
+	}
+	eventually(t, "late replies", func() bool {
+		for _, b := range benches {
+			checkNumbers(t, b)
+		}
+		return late.Load() >= most
+	})
+	for _, b := range benches {
+		right := 0
+		eventually(t, "good values after them", func() bool { right += checkNumbers(t, b); return right > 100 })
+	}
+	stopAll(stops...)
+	reopens := 0.0
+	for _, b := range benches {
+		checkNumbers(t, b)
+		reopens += b.count(MetricReopens)
+	}
+	if reopens < most/2 {
+		t.Errorf("only %v reopens after %d late replies", reopens, most)
 	}
 }
 
-func lateReplies(t *testing.T, most int64) {
-	var late atomic.Int64
-	waiting := [][]byte{}
-	s := newSlave(t, true, func(n int, r wireRequest, s *slave) {
+func lateScript(late *atomic.Int64, most int64) func(n int, r wireRequest, s *slave) {
+	var waiting [][]byte
+	return func(n int, r wireRequest, s *slave) {
 		reply := s.numbers(r)
-		if n%3 == 2 && late.Load() < most {
-			late.Add(1)
+		if n%3 == 2 && late.Add(1) <= most {
 			if n%2 == 0 { // comes just before the reply to the next request
 				waiting = append(waiting, reply)
 				return
@@ -242,15 +262,179 @@ func lateReplies(t *testing.T, most int64) {
 		}
 		waiting = waiting[:0]
 		s.send(reply)
+	}
+}
+
+// oneBlock reads ten registers every 5 ms.
+const oneBlock = `
+addressing: zero_based
+poll_interval_ms: 5
+timeout_ms: 100
+unit_breaker: {failures: 1000, retry_seconds: 0.001}
+registers: [{address: 20, count: 10, register_type: holding}]
+`
+
+// framings runs a test over both framings of the wire.
+func framings(t *testing.T, script func(n int, r wireRequest, s *slave), check func(t *testing.T, b *bench, s *slave)) {
+	for _, rtu := range []bool{false, true} {
+		t.Run(fmt.Sprintf("rtu=%v", rtu), func(t *testing.T) {
+			s := newSlave(t, rtu, script)
+			b := real(t, s.endpoint(), oneBlock)
+			stop := b.run(t)
+			check(t, b, s)
+			stop()
+		})
+	}
+}
+
+// damage makes something else than a good reply of every reply but the third.
+func damage(make func(r wireRequest, s *slave)) func(n int, r wireRequest, s *slave) {
+	return func(n int, r wireRequest, s *slave) {
+		if n%3 == 1 {
+			make(r, s)
+			return
+		}
+		s.send(s.numbers(r))
+	}
+}
+
+func TestDamagedRepliesGiveNoWrongValue(t *testing.T) {
+	for name, make := range map[string]func(r wireRequest, s *slave){
+		"cut": func(r wireRequest, s *slave) { s.send(s.numbers(r)[:6]) },
+		"cut and closed": func(r wireRequest, s *slave) {
+			s.send(s.numbers(r)[:9])
+			s.hangUp()
+		},
+		"closed":       func(_ wireRequest, s *slave) { s.hangUp() },
+		"another unit": func(r wireRequest, s *slave) { r.unit += 3; r.start = 900; s.send(s.numbers(r)) },
+		"another function": func(r wireRequest, s *slave) {
+			r.fc = 4
+			r.start = 900
+			s.send(s.numbers(r))
+		},
+		"fewer registers": func(r wireRequest, s *slave) { r.start, r.count = 900, r.count+1; s.send(s.numbers(r)) },
+		"noise":           func(_ wireRequest, s *slave) { s.send([]byte{0xff, 0, 0x55, 0xaa, 1, 2, 3, 4, 5, 6, 7, 8}) },
+		"wrong check": func(r wireRequest, s *slave) {
+			if !s.rtu { // MBAP has no check; TCP has
+				s.send(s.numbers(r))
+				return
+			}
+			b := s.numbers(r)
+			b[4] ^= 1
+			s.send(b)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			framings(t, damage(make), func(t *testing.T, b *bench, _ *slave) {
+				right := 0
+				eventually(t, "good values between damaged replies", func() bool { right += checkNumbers(t, b); return right >= 50 })
+			})
+		})
+	}
+}
+
+// TestForeignTransactionsAreDiscarded sends replies to other requests, with
+// other values, before every reply: of an older transaction and of one to come.
+func TestForeignTransactionsAreDiscarded(t *testing.T) {
+	s := newSlave(t, false, func(_ int, r wireRequest, s *slave) {
+		for _, shift := range []uint16{0xffff, 1} {
+			foreign := r
+			foreign.transaction += shift
+			foreign.start = 900
+			s.send(s.numbers(foreign))
+		}
+		s.send(s.numbers(r))
 	})
-	b := real(t, s.endpoint(), fourBlocks+"timeout_ms: 8\n")
+	b := real(t, s.endpoint(), oneBlock)
 	stop := b.run(t)
-	eventually(t, "late replies", func() bool { checkNumbers(t, b); return late.Load() >= most })
 	right := 0
-	eventually(t, "good values after them", func() bool { right += checkNumbers(t, b); return right > 100 })
+	eventually(t, "good values between foreign ones", func() bool { right += checkNumbers(t, b); return right >= 200 })
 	stop()
-	checkNumbers(t, b)
-	if b.count(MetricReopens) < float64(most)/2 {
-		t.Errorf("only %v reopens after %d late replies", b.count(MetricReopens), most)
+	if b.count(MetricReopens) != 0 {
+		t.Errorf("%v reopens", b.count(MetricReopens))
+	}
+}
+
+func TestSmokeExceptionsOverTheWire(t *testing.T) {
+	script := func(n int, r wireRequest, s *slave) {
+		switch {
+		case n < 3:
+			s.send(s.refusal(r, 4))
+		case n < 6:
+			s.send(s.refusal(r, 42))
+		case r.start <= 25 && r.start+r.count > 25:
+			s.send(s.refusal(r, 2))
+		default:
+			s.send(s.numbers(r))
+		}
+	}
+	framings(t, script, func(t *testing.T, b *bench, s *slave) {
+		seen := map[string]bool{}
+		right := 0
+		eventually(t, "values around the refused register", func() bool {
+			for _, r := range b.take() {
+				seen[r.Address+" "+show(&r)] = true
+				if r.Status == 0 {
+					right++
+				}
+			}
+			return right > 90
+		})
+		for _, want := range []string{"1:holding:25 BadDeviceFailure", "1:holding:20 20", "1:holding:29 29"} {
+			if !seen[want] {
+				t.Errorf("no record %q among %v", want, seen)
+			}
+		}
+		if seen["1:holding:25 25"] || b.count(MetricReopens) != 0 {
+			t.Errorf("%v reopens; records %v", b.count(MetricReopens), seen)
+		}
+	})
+}
+
+func TestOneAbsentUnitAmongTenOverTheWire(t *testing.T) {
+	script := func(_ int, r wireRequest, s *slave) {
+		if r.unit != 4 {
+			s.send(s.numbers(r))
+		}
+	}
+	text := "addressing: zero_based\npoll_interval_ms: 20\ntimeout_ms: 60\nunit_breaker: {retry_seconds: 60}\nregisters:\n"
+	for unit := 1; unit <= 10; unit++ {
+		text += fmt.Sprintf("  - {address: 0, count: 4, register_type: input, slave_id: %d}\n", unit)
+	}
+	s := newSlave(t, true, script)
+	b := real(t, s.endpoint(), text)
+	stop := b.run(t)
+	got := map[string]int{}
+	eventually(t, "values of nine units", func() bool {
+		for _, r := range b.take() {
+			got[r.Address[:strings.IndexByte(r.Address, ':')]+" "+fmt.Sprint(r.Status == 0)]++
+		}
+		for unit := 1; unit <= 10; unit++ {
+			if unit != 4 && got[fmt.Sprint(unit)+" true"] < 100 {
+				return false
+			}
+		}
+		return true
+	})
+	stop()
+	if got["4 true"] != 0 || got["4 false"] != 4 || b.count(MetricTimeouts) != 3 {
+		t.Errorf("absent unit: %v, %v time-outs; want four bad records once, and three time-outs", got, b.count(MetricTimeouts))
+	}
+}
+
+func TestServerThatComesBack(t *testing.T) {
+	s := newSlave(t, false, func(_ int, r wireRequest, s *slave) { s.send(s.numbers(r)) })
+	b := real(t, s.endpoint(), oneBlock)
+	stop := b.run(t)
+	right := 0
+	eventually(t, "values", func() bool { right += checkNumbers(t, b); return right > 20 })
+	s.hangUp()
+	right = 0
+	eventually(t, "values on a new connection", func() bool { right += checkNumbers(t, b); return right > 20 })
+	stop()
+	for _, r := range b.take() {
+		if r.Status != 0 {
+			t.Errorf("a connection that the peer closed made a bad record: %+v", r)
+		}
 	}
 }

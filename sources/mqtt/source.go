@@ -21,6 +21,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"time"
 
 	paho "github.com/eclipse/paho.mqtt.golang"
@@ -162,7 +163,8 @@ func (s *Source) countLeft() {
 
 // receive is the library's handler: it must not wait.
 func (s *Source) receive(c *connection, number uint64, m paho.Message) {
-	msg := &message{conn: number, topic: m.Topic(), payload: m.Payload(), qos: m.Qos(), retained: m.Retained(),
+	// MQTT demands UTF-8 topics, and records do; not every broker checks.
+	msg := &message{conn: number, topic: strings.ToValidUTF8(m.Topic(), "\uFFFD"), payload: m.Payload(), qos: m.Qos(), retained: m.Retained(),
 		dup: m.Duplicate(), arrived: sources.Micros(s.now()), ack: m.Ack}
 	if len(msg.payload) > s.cfg.MaxPayloadBytes {
 		msg.tooLarge = c.guard.trueSize()

@@ -1,9 +1,6 @@
 package opcua
 
-import (
-	"fmt"
-	"time"
-)
+import "time"
 
 // Config is the `opcua:` part of a source in the configuration file. The zero
 // value of a key means its default; DefaultConfig shows them.
@@ -224,10 +221,3 @@ func (c Config) requestTimeout() time.Duration {
 func (c Config) publishingInterval() time.Duration {
 	return time.Duration(c.PublishingIntervalMS) * time.Millisecond
 }
-
-// FieldError is one mistake in the configuration: Path is the key path below
-// the source (opcua.nodes[2].node_id), Msg says what is wrong and what to do.
-type FieldError struct{ Path, Msg string }
-
-// Error is "path: message".
-func (e FieldError) Error() string { return fmt.Sprintf("%s: %s", e.Path, e.Msg) }

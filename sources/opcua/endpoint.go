@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/gopcua/opcua/ua"
@@ -29,6 +30,11 @@ func parseEndpoint(s string) (*url.URL, error) {
 	}
 	if u.Port() == "" {
 		u.Host = net.JoinHostPort(u.Hostname(), "4840")
+	}
+	if _, port, err := net.SplitHostPort(u.Host); err != nil {
+		return nil, fmt.Errorf("host and port %q: write opc.tcp://host:4840: %w", u.Host, err)
+	} else if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+		return nil, fmt.Errorf("port %q: use 1 to 65535", port)
 	}
 	return u, nil
 }

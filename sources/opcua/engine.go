@@ -51,6 +51,7 @@ type engine struct {
 	firstAt          time.Time
 	lastAnswer       time.Time
 	lastService      time.Time
+	blockedAt        time.Time // when the pipeline was last too full for more
 	nextRetry        time.Time
 	nextProbe        time.Time
 	nextRebrowse     map[int]time.Time
@@ -194,7 +195,11 @@ func (e *engine) announce() {
 // publish keeps publish requests with the server, unless the pipeline is full:
 // then the server keeps the values.
 func (e *engine) publish(ctx context.Context) {
-	if len(e.src.subs) == 0 || len(e.queue) > maxQueued {
+	if len(e.queue) > maxQueued {
+		e.blockedAt = time.Now()
+		return
+	}
+	if len(e.src.subs) == 0 {
 		return
 	}
 	if e.inFlight == 0 {

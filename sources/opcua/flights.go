@@ -167,11 +167,12 @@ func (e *emitter) add(m message) {
 }
 
 // take cuts what was gathered into batches. Marks and resume point go with the
-// last, so that nothing is acknowledged before all of it is durable.
+// last, so that nothing is acknowledged before all of it is durable. Marks of
+// notifications without records wait for the next batch.
 func (e *emitter) take() []*flight {
 	var out []*flight
 	now := time.Now().UnixMicro()
-	for len(e.records) > 0 || len(e.marks) > 0 {
+	for len(e.records) > 0 {
 		n := min(len(e.records), maxBatch)
 		b := sources.Batch{Time: now, Records: slices.Clip(e.records[:n])}
 		e.records = e.records[n:]

@@ -2,12 +2,12 @@ package opcua
 
 import (
 	"fmt"
-	"maps"
 	"math"
 	"slices"
 	"time"
 
 	"github.com/edgehost/edgehost/abi"
+	"github.com/edgehost/edgehost/sources"
 	"github.com/gopcua/opcua/ua"
 )
 
@@ -57,17 +57,11 @@ type item struct {
 	probed    int       // how often the server had another value while we got none
 }
 
-// describe fills in the attributes that do not change.
+// describe fills in the attributes that do not change. Later tags win over
+// earlier ones, and what the protocol knows over both.
 func (it *item) describe(endpoint, name, unit string, tags ...map[string]string) {
-	merged := map[string]string{}
-	for _, t := range tags {
-		maps.Copy(merged, t)
-	}
-	set := func(key string, v abi.Value) {
-		delete(merged, key)
-		it.attrs = append(it.attrs, abi.Attr{Key: key, Value: v})
-	}
-	it.attrs = nil
+	it.attrs = sources.TagAttrs(tags...)
+	set := func(key string, v abi.Value) { it.attrs = sources.SetAttr(it.attrs, key, v) }
 	set(abi.AttrEndpoint, abi.String(endpoint))
 	set(abi.AttrNamespace, abi.Int(int64(it.node.Namespace())))
 	if it.path != "" {
@@ -78,9 +72,6 @@ func (it *item) describe(endpoint, name, unit string, tags ...map[string]string)
 	}
 	if unit != "" {
 		set(abi.AttrUnit, abi.String(unit))
-	}
-	for _, key := range slices.Sorted(maps.Keys(merged)) {
-		it.attrs = append(it.attrs, abi.Attr{Key: key, Value: abi.String(merged[key])})
 	}
 	it.attrs = slices.Clip(it.attrs)
 	it.good = slices.Clip(append(it.attrs, abi.Attr{Key: abi.AttrQuality, Value: abi.String("Good")},

@@ -37,19 +37,16 @@ func (r *refusal) Error() string {
 
 func (r *refusal) Unwrap() error { return r.err }
 
-// stateOf returns the state and the words that an error of Run shows in
-// /health.
-func stateOf(err error) (sources.State, string) {
+// marked tells the supervisor in which state a refusal leaves the source.
+func marked(err error) error {
 	var r *refusal
 	switch {
-	case errors.As(err, &r) && r.kind == refusedConfig:
-		return sources.Failed, r.Error()
-	case errors.As(err, &r):
-		return sources.AuthFailed, r.Error()
-	case errors.Is(err, errStalled):
-		return sources.Stalled, err.Error()
+	case !errors.As(err, &r):
+		return err
+	case r.kind == refusedConfig:
+		return sources.ConfigError(err)
 	default:
-		return sources.Reconnecting, err.Error()
+		return sources.AuthError(err)
 	}
 }
 

@@ -28,9 +28,9 @@ const (
 // protocol is the name in configuration and metrics.
 const protocol = "opcua"
 
-// Deps are what a source needs of the house. Log and Status are never nil.
+// Deps are what a source needs of the house. Logger and Status are never nil.
 type Deps struct {
-	Log    *slog.Logger
+	Logger *slog.Logger
 	Status *sources.Status
 	// Resume returns the resume point of the last commit, nil when there is
 	// none. It is called once in the life of a Source, when Run starts first.
@@ -71,7 +71,13 @@ var _ sources.Source = (*Source)(nil)
 // attributes of every record. The error lists every mistake of cfg.
 func New(name, endpoint string, tags map[string]string, cfg Config, deps Deps) (*Source, error) {
 	var errs []error
-	for _, e := range cfg.Validate(endpoint) {
+	if err := ValidateEndpoint(endpoint); err != nil {
+		errs = append(errs, fmt.Errorf("endpoint: %w", err))
+	}
+	for _, e := range sources.Prefix("opcua", cfg.Validate()) {
+		errs = append(errs, e)
+	}
+	for _, e := range sources.Prefix("tags", sources.ValidateTags(tags)) {
 		errs = append(errs, e)
 	}
 	if len(errs) > 0 {
@@ -82,7 +88,7 @@ func New(name, endpoint string, tags map[string]string, cfg Config, deps Deps) (
 	if err != nil {
 		return nil, fmt.Errorf("configure source %s: %w", name, err)
 	}
-	log := deps.Log.With("source", name)
+	log := deps.Logger.With("source", name)
 	d := &dialer{name: name, cfg: cfg, url: u, dir: deps.Dir, log: log, status: deps.Status}
 	return &Source{name: name, endpoint: endpoint, tags: tags, cfg: cfg, cfgHash: cfg.hash(), deps: deps, log: log, status: deps.Status,
 		connect: d.connect, flights: newFlights()}, nil
@@ -96,14 +102,14 @@ func (s *Source) Run(ctx context.Context, emit sources.Emit) (err error) {
 			err = fmt.Errorf("fault in the opcua source: %v", p)
 		}
 		if ctx.Err() != nil {
-			s.status.Set(sources.Stopped, "")
 			err = ctx.Err()
 			return
 		}
-		state, detail := stateOf(err)
-		s.status.Set(state, detail)
+		if errors.Is(err, errStalled) {
+			s.status.Report(s.log, sources.Stalled, err.Error())
+		}
+		err = marked(err)
 	}()
-	s.status.Set(sources.Connecting, "")
 	l, err := s.connect(ctx)
 	if err != nil {
 		return err

@@ -71,7 +71,7 @@ func certInfo(c *x509.Certificate, path string, trusted bool) CertInfo {
 // not exist yet, as at the first start.
 func (c Config) OwnCertificate(dir string, deps Deps) (CertInfo, error) {
 	paths := c.ownPaths(dir)
-	id, err := ownIdentity(c.withDefaults(), paths, deps.Log)
+	id, err := ownIdentity(c.withDefaults(), paths, deps.Logger)
 	if err != nil {
 		return CertInfo{}, err
 	}

@@ -4,13 +4,15 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"github.com/edgehost/edgehost/sources"
 )
 
 // checker collects the mistakes of one configuration.
-type checker struct{ errs []FieldError }
+type checker struct{ errs []sources.FieldError }
 
 func (k *checker) add(path, format string, args ...any) {
-	k.errs = append(k.errs, FieldError{Path: path, Msg: fmt.Sprintf(format, args...)})
+	k.errs = append(k.errs, sources.FieldError{Path: path, Msg: fmt.Sprintf(format, args...)})
 }
 
 func (k *checker) oneOf(path, v string, allowed ...string) {
@@ -25,25 +27,29 @@ func (k *checker) between(path string, v, low, high int) {
 	}
 }
 
-// Validate checks c and the endpoint URL of its source without connecting, and
-// returns every mistake that it finds. Absent keys count as their defaults.
-func (c Config) Validate(endpoint string) []FieldError {
+// ValidateEndpoint checks the endpoint URL of a source without connecting.
+func ValidateEndpoint(endpoint string) error {
+	_, err := parseEndpoint(endpoint)
+	return err
+}
+
+// Validate returns everything that is wrong with the block, with paths relative
+// to it ("nodes[0].node_id"). It reads no files and does not connect. Absent
+// keys count as their defaults.
+func (c Config) Validate() []sources.FieldError {
 	c = c.withDefaults()
 	k := &checker{}
-	if _, err := parseEndpoint(endpoint); err != nil {
-		k.add("endpoint", "%v", err)
-	}
 	c.validateSecurity(k)
 	c.validateTiming(k)
-	validateItem(k, "opcua.defaults", c.Defaults)
+	validateItem(k, "defaults", c.Defaults)
 	if len(c.Nodes) == 0 && len(c.Events) == 0 {
-		k.add("opcua.nodes", "nothing to read; name at least one node or event")
+		k.add("nodes", "nothing to read; name at least one node or event")
 	}
 	for i, n := range c.Nodes {
-		validateNode(k, fmt.Sprintf("opcua.nodes[%d]", i), n, c.Defaults)
+		validateNode(k, fmt.Sprintf("nodes[%d]", i), n, c.Defaults)
 	}
 	for i, e := range c.Events {
-		validateEvent(k, fmt.Sprintf("opcua.events[%d]", i), e)
+		validateEvent(k, fmt.Sprintf("events[%d]", i), e)
 	}
 	return k.errs
 }
@@ -53,58 +59,58 @@ func (c Config) validateSecurity(k *checker) {
 	switch policy {
 	case "Basic256", "Basic128Rsa15":
 		if policy == "Basic128Rsa15" {
-			k.add("opcua.security_policy", "Basic128Rsa15 is broken and not supported; use Basic256Sha256 or better")
+			k.add("security_policy", "Basic128Rsa15 is broken and not supported; use Basic256Sha256 or better")
 		} else if !c.AllowDeprecatedPolicies {
-			k.add("opcua.security_policy", "Basic256 is deprecated; use Basic256Sha256 or set allow_deprecated_policies: true")
+			k.add("security_policy", "Basic256 is deprecated; use Basic256Sha256 or set allow_deprecated_policies: true")
 		}
 	default:
-		k.oneOf("opcua.security_policy", policy, "auto", "None", "Basic256Sha256", "Aes128_Sha256_RsaOaep", "Aes256_Sha256_RsaPss")
+		k.oneOf("security_policy", policy, "auto", "None", "Basic256Sha256", "Aes128_Sha256_RsaOaep", "Aes256_Sha256_RsaPss")
 	}
-	k.oneOf("opcua.security_mode", mode, "auto", "None", "Sign", "SignAndEncrypt")
+	k.oneOf("security_mode", mode, "auto", "None", "Sign", "SignAndEncrypt")
 	if policy == "None" && (mode == "Sign" || mode == "SignAndEncrypt") {
-		k.add("opcua.security_mode", "%s needs a security_policy other than None", mode)
+		k.add("security_mode", "%s needs a security_policy other than None", mode)
 	}
 	if mode == "None" && policy != "None" {
-		k.add("opcua.security_mode", "None needs security_policy: None as well, so that nothing is downgraded by accident")
+		k.add("security_mode", "None needs security_policy: None as well, so that nothing is downgraded by accident")
 	}
 	if (c.CertificatePath == "") != (c.PrivateKeyPath == "") {
-		k.add("opcua.private_key_path", "certificate_path and private_key_path belong together; give both or neither")
+		k.add("private_key_path", "certificate_path and private_key_path belong together; give both or neither")
 	}
 	if (c.UserCertificatePath == "") != (c.UserPrivateKeyPath == "") {
-		k.add("opcua.user_private_key_path", "user_certificate_path and user_private_key_path belong together")
+		k.add("user_private_key_path", "user_certificate_path and user_private_key_path belong together")
 	}
 	if c.Username != "" && c.UserCertificatePath != "" {
-		k.add("opcua.username", "choose one: username and password, or user_certificate_path")
+		k.add("username", "choose one: username and password, or user_certificate_path")
 	}
 	if c.Username == "" && c.Password != "" {
-		k.add("opcua.password", "a password without username is never sent; set username")
+		k.add("password", "a password without username is never sent; set username")
 	}
-	k.between("opcua.certificate_renew_days", c.CertificateRenewDays, 1, 300)
-	k.oneOf("opcua.trust.mode", c.Trust.Mode, "list", "ca", "pin", "tofu", "insecure")
+	k.between("certificate_renew_days", c.CertificateRenewDays, 1, 300)
+	k.oneOf("trust.mode", c.Trust.Mode, "list", "ca", "pin", "tofu", "insecure")
 	if c.Trust.Mode == "pin" && c.Trust.ServerCertificatePath == "" {
-		k.add("opcua.trust.server_certificate_path", "mode pin needs the server's certificate here")
+		k.add("trust.server_certificate_path", "mode pin needs the server's certificate here")
 	}
 }
 
 func (c Config) validateTiming(k *checker) {
-	k.between("opcua.session_timeout_seconds", c.SessionTimeoutSeconds, 5, 86400)
-	k.between("opcua.request_timeout_seconds", c.RequestTimeoutSeconds, 1, 600)
-	k.between("opcua.keepalive_count", c.KeepaliveCount, 1, 10000)
-	k.between("opcua.lifetime_seconds", c.LifetimeSeconds, 10, 7*86400)
-	k.between("opcua.publishing_interval_ms", c.PublishingIntervalMS, 10, 3600_000)
-	k.between("opcua.publish_requests", c.PublishRequests, 1, 20)
-	k.between("opcua.max_notifications_per_publish", c.MaxNotificationsPerPublish, 1, 100_000)
-	k.between("opcua.history_values_per_second", c.HistoryValuesPerSecond, 1, 1_000_000)
-	k.oneOf("opcua.mode", c.Mode, "subscribe", "poll")
-	k.oneOf("opcua.ack", c.Ack, "durable", "received")
-	k.oneOf("opcua.timestamp", c.Timestamp, "source", "server", "ingest")
-	k.oneOf("opcua.enums", c.Enums, "name", "number")
-	k.between("opcua.limits.max_items_per_call", c.Limits.MaxItemsPerCall, 0, 100_000)
-	k.between("opcua.limits.max_nodes_per_read", c.Limits.MaxNodesPerRead, 0, 100_000)
-	k.between("opcua.limits.max_nodes_per_browse", c.Limits.MaxNodesPerBrowse, 0, 100_000)
-	k.between("opcua.limits.max_items_per_subscription", c.Limits.MaxItemsPerSubscription, 0, 1_000_000)
+	k.between("session_timeout_seconds", c.SessionTimeoutSeconds, 5, 86400)
+	k.between("request_timeout_seconds", c.RequestTimeoutSeconds, 1, 600)
+	k.between("keepalive_count", c.KeepaliveCount, 1, 10000)
+	k.between("lifetime_seconds", c.LifetimeSeconds, 10, 7*86400)
+	k.between("publishing_interval_ms", c.PublishingIntervalMS, 10, 3600_000)
+	k.between("publish_requests", c.PublishRequests, 1, 20)
+	k.between("max_notifications_per_publish", c.MaxNotificationsPerPublish, 1, 100_000)
+	k.between("history_values_per_second", c.HistoryValuesPerSecond, 1, 1_000_000)
+	k.oneOf("mode", c.Mode, "subscribe", "poll")
+	k.oneOf("ack", c.Ack, "durable", "received")
+	k.oneOf("timestamp", c.Timestamp, "source", "server", "ingest")
+	k.oneOf("enums", c.Enums, "name", "number")
+	k.between("limits.max_items_per_call", c.Limits.MaxItemsPerCall, 0, 100_000)
+	k.between("limits.max_nodes_per_read", c.Limits.MaxNodesPerRead, 0, 100_000)
+	k.between("limits.max_nodes_per_browse", c.Limits.MaxNodesPerBrowse, 0, 100_000)
+	k.between("limits.max_items_per_subscription", c.Limits.MaxItemsPerSubscription, 0, 1_000_000)
 	if life := c.LifetimeSeconds * 1000; life < 3*c.KeepaliveCount*c.PublishingIntervalMS {
-		k.add("opcua.lifetime_seconds", "must be at least 3 × keepalive_count × publishing_interval_ms (%d s)",
+		k.add("lifetime_seconds", "must be at least 3 × keepalive_count × publishing_interval_ms (%d s)",
 			(3*c.KeepaliveCount*c.PublishingIntervalMS+999)/1000)
 	}
 }
@@ -141,6 +147,7 @@ func validateNode(k *checker, path string, n NodeConfig, defaults ItemConfig) {
 		}
 	}
 	validateItem(k, path, n.ItemConfig.over(defaults))
+	k.errs = append(k.errs, sources.Prefix(path+".tags", sources.ValidateTags(n.Tags))...)
 	if !n.Recursive {
 		for key, set := range map[string]bool{"max_depth": n.MaxDepth != 0, "max_nodes": n.MaxNodes != 0, "include": n.Include != nil,
 			"exclude": n.Exclude != nil, "types": n.Types != nil, "rebrowse_seconds": n.RebrowseSeconds != 0} {
@@ -171,6 +178,7 @@ func validateEvent(k *checker, path string, e EventConfig) {
 			k.add(path+".event_type", "%v", err)
 		}
 	}
+	k.errs = append(k.errs, sources.Prefix(path+".tags", sources.ValidateTags(e.Tags))...)
 	k.between(path+".min_severity", e.MinSeverity, 0, 1000)
 	k.between(path+".queue_size", e.QueueSize, 0, 1_000_000)
 	for i, f := range e.Fields {

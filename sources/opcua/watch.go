@@ -280,6 +280,11 @@ func (e *engine) dropItems(ctx context.Context, at []int, still map[string]bool)
 func (e *engine) probe(ctx context.Context, now time.Time) error {
 	var silent []*item
 	for _, it := range e.src.plan.items {
+		// While the pipeline is full the values wait on the server.
+		if now.Sub(e.blockedAt) < 2*probeEvery {
+			it.probed = 0
+			continue
+		}
 		quiet := probeEvery + 3*time.Duration(*it.cfg.SamplingIntervalMS)*time.Millisecond + 3*e.src.cfg.publishingInterval()
 		if it.sub == nil || it.event != nil || now.Sub(it.lastAt) < quiet || it.cfg.Deadband.Type != "none" || *it.cfg.Trigger == "status" {
 			continue
@@ -363,9 +368,7 @@ func (e *engine) recreate(ctx context.Context, stalled []*item) error {
 // server proves by keep-alives that it would.
 func (e *engine) report() {
 	state, detail := e.health(time.Now())
-	if e.src.status.Set(state, detail) {
-		e.src.log.Info("source "+string(state), "detail", detail)
-	}
+	e.src.status.Report(e.src.log, state, detail)
 }
 
 func (e *engine) health(now time.Time) (sources.State, string) {
@@ -399,6 +402,8 @@ func (e *engine) health(now time.Time) (sources.State, string) {
 		return sources.Connecting, "waiting for the first values"
 	case waiting == working && !e.eventsOnly():
 		return sources.Stalled, fmt.Sprintf("subscribed to %d items, but not one value has come", working)
+	case now.Sub(e.blockedAt) < 2*tick:
+		return sources.Degraded, "the pipeline is full: values wait on the server, which keeps queue_size of each item"
 	case stale > 0 && !last.IsZero() && now.Sub(last) > stale:
 		return sources.Stalled, fmt.Sprintf("no value for %s (stale_after_seconds)", now.Sub(last).Round(time.Second))
 	case len(bad) > 0:

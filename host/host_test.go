@@ -1,0 +1,390 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/edgehost/edgehost/abi"
+	"github.com/edgehost/edgehost/host/control"
+	"github.com/edgehost/edgehost/sinks"
+)
+
+func TestDeliverWithoutModules(t *testing.T) {
+	r := newRig(t).start()
+	for i := range 20 {
+		r.must(r.feed.give(t, recs("a", i*50, 50)...))
+	}
+	if got := values(r.main.wait(t, 1000)); !slices.Equal(got, numbers(0, 1000)) {
+		t.Fatalf("delivered out of order or not all: %d values", len(got))
+	}
+	r.balanced(control.Ledger{Read: 1000, Delivered: 1000})
+	r.restart()
+	r.must(r.feed.give(t, recs("a", 1000, 1)...))
+	r.main.wait(t, 1001)
+	r.balanced(control.Ledger{Read: 1001, Delivered: 1001})
+}
+
+func TestDoneBeforeDelivery(t *testing.T) {
+	r := newRig(t)
+	r.main.setDown(true)
+	r.start()
+	r.must(r.feed.give(t, recs("a", 0, 500)...))
+	s := r.status()
+	if s.Ledger.Waiting != 500 || s.Ledger.Delivered != 0 || !s.Ledger.Balanced {
+		t.Fatalf("ledger with the table down: %+v", s.Ledger)
+	}
+	r.restart()
+	if s := r.status(); s.Ledger.Waiting != 500 || !s.Ledger.Balanced {
+		t.Fatalf("ledger after the restart: %+v", s.Ledger)
+	}
+	r.main.setDown(false)
+	if got := values(r.main.wait(t, 500)); !slices.Equal(got, numbers(0, 500)) {
+		t.Fatal("order lost over the restart")
+	}
+	r.balanced(control.Ledger{Read: 500, Delivered: 500})
+}
+
+func TestLedgerShowsBrokenCounter(t *testing.T) {
+	for _, breakIt := range []func(*Host){
+		func(h *Host) { h.pipelines[0].commit.book.Counts.Filtered++ },
+		func(h *Host) { h.pipelines[0].commit.book.Counts.Emitted++ },
+		func(h *Host) { h.pipelines[0].commit.book.Appended[mainTable]-- },
+	} {
+		r := newRig(t).start()
+		r.must(r.feed.give(t, recs("a", 0, 10)...))
+		r.main.wait(t, 10)
+		r.balanced(control.Ledger{Read: 10, Delivered: 10})
+		r.host.books.Lock()
+		breakIt(r.host)
+		r.host.books.Unlock()
+		if s := r.status(); s.Ledger.Balanced || s.Status != control.Unhealthy {
+			t.Fatalf("a broken counter goes unnoticed: %+v", s.Ledger)
+		}
+		r.stop()
+	}
+}
+
+func TestRejectFilterAndPoison(t *testing.T) {
+	r := newRig(t, "poison").start()
+	r.push("poison", "poison")
+	batch := recs("a", 0, 100)
+	batch[10].Address, batch[20].Address, batch[30].Address = "x/reject", "x/drop", "x/trap"
+	r.must(r.feed.give(t, batch...))
+	want := slices.DeleteFunc(numbers(0, 100), func(v string) bool { return v == "10" || v == "20" || v == "30" })
+	if got := values(r.main.wait(t, 97)); !slices.Equal(got, want) {
+		t.Fatalf("got %v", got)
+	}
+	r.balanced(control.Ledger{Read: 100, Delivered: 97, Filtered: 1, DeadLettered: 2})
+	letters, err := r.host.DeadLetters(t.Context(), control.DeadLetterFilter{})
+	r.must(err)
+	reasons := map[string]string{}
+	for _, l := range letters {
+		reasons[l.Address] = l.Reason + ": " + l.Error
+	}
+	if len(letters) != 2 || reasons["x/reject"] != "rejected: not wanted here" || !strings.HasPrefix(reasons["x/trap"], "module_trap: ") {
+		t.Fatalf("dead letters: %v", reasons)
+	}
+	if s := r.status(); s.Pipelines[0].State != control.PipelineRunning {
+		t.Fatalf("one poison record holds the pipeline: %+v", s.Pipelines[0])
+	}
+}
+
+func TestLoopIsStoppedAndTheRestFlows(t *testing.T) {
+	r := newRig(t, "poison").start()
+	r.push("poison", "poison")
+	batch := recs("a", 0, 8)
+	batch[5].Address = "x/loop"
+	r.must(r.feed.give(t, batch...))
+	if got := values(r.main.wait(t, 7)); !slices.Equal(got, []string{"0", "1", "2", "3", "4", "6", "7"}) {
+		t.Fatalf("got %v", got)
+	}
+	r.balanced(control.Ledger{Read: 8, Delivered: 7, DeadLettered: 1})
+}
+
+func TestHoldAndMend(t *testing.T) {
+	r := newRig(t, "m").start()
+	r.push("m", "broken")
+	// done(nil) comes all the same: what is held is durable.
+	for i := range 5 {
+		r.must(r.feed.give(t, recs("a", i*40, 40)...))
+	}
+	s := r.until("held", func(s control.Status) bool { return s.Pipelines[0].State == control.PipelineHeld })
+	if s.Ledger.Held != 200 || !s.Ledger.Balanced || s.Status != control.Degraded {
+		t.Fatalf("ledger while held: %+v", s.Ledger)
+	}
+	r.restart()
+	if s := r.status(); s.Ledger.Held != 200 || !s.Ledger.Balanced {
+		t.Fatalf("ledger after the restart: %+v", s.Ledger)
+	}
+	r.push("m", "poison")
+	r.must(r.feed.give(t, recs("a", 200, 10)...))
+	if got := values(r.main.wait(t, 210)); !slices.Equal(got, numbers(0, 210)) {
+		t.Fatal("what was held is not delivered first")
+	}
+	r.balanced(control.Ledger{Read: 210, Delivered: 210})
+}
+
+func TestRollbackMends(t *testing.T) {
+	r := newRig(t, "m").start()
+	r.push("m", "stamp1")
+	r.push("m", "broken")
+	r.must(r.feed.give(t, recs("a", 0, 40)...))
+	r.until("held", func(s control.Status) bool { return s.Ledger.Held == 40 })
+	if _, err := r.host.RollbackModule(t.Context(), "m"); err != nil {
+		t.Fatal(err)
+	}
+	for _, row := range r.main.wait(t, 40) {
+		if row.Value.AsFloat() != 1 {
+			t.Fatalf("value %v, the revision before writes 1", row.Value)
+		}
+	}
+	if _, err := r.host.RollbackModule(t.Context(), "m"); control.CodeOf(err) != control.Invalid {
+		t.Fatalf("rollback beyond the first revision: %v", err)
+	}
+}
+
+func TestWaitForMissingModule(t *testing.T) {
+	r := newRig(t, "scale").start()
+	r.until("waiting", func(s control.Status) bool {
+		return s.Pipelines[0].State == control.PipelineWaiting && strings.Contains(s.Pipelines[0].Detail, "edgehost module push FILE --name scale")
+	})
+	r.feed.send(t, recs("a", 0, 10)...)
+	select {
+	case d := <-r.feed.done:
+		t.Fatalf("settled without the module: %v", d.err)
+	default:
+	}
+	r.push("scale", "stamp2")
+	r.must(r.feed.settled(t))
+	if rows := r.main.wait(t, 10); rows[0].Value.AsFloat() != 2 {
+		t.Fatalf("not transformed: %v", rows[0].Value)
+	}
+}
+
+func TestBypassMissingModule(t *testing.T) {
+	r := newRig(t, "scale")
+	r.cfg.Bypass = true
+	r.start()
+	r.must(r.feed.give(t, recs("a", 7, 1)...))
+	if rows := r.main.wait(t, 1); rows[0].Value.AsInt() != 7 {
+		t.Fatalf("value %v", rows[0].Value)
+	}
+}
+
+func TestRefusedUploadChangesNothing(t *testing.T) {
+	r := newRig(t, "m").start()
+	r.push("m", "stamp1")
+	for _, bad := range [][]byte{nil, []byte("not wasm"), []byte("\x00asm\x01\x00\x00\x00")} {
+		if _, err := r.host.PushModule(t.Context(), control.PushRequest{Name: "m", Wasm: bad, Activate: true}); control.CodeOf(err) != control.Refused {
+			t.Fatalf("upload of %q: %v", bad, err)
+		}
+	}
+	if _, err := r.host.PushModule(t.Context(), control.PushRequest{Name: "../m", Wasm: wasm(t, "stamp2"), Activate: true}); control.CodeOf(err) != control.Invalid {
+		t.Fatalf("bad name: %v", err)
+	}
+	r.must(r.feed.give(t, recs("a", 0, 1)...))
+	if rows := r.main.wait(t, 1); rows[0].Value.AsFloat() != 1 {
+		t.Fatalf("value %v", rows[0].Value)
+	}
+	ms, err := r.host.Modules(t.Context())
+	r.must(err)
+	if len(ms) != 1 || len(ms[0].Revisions) != 1 || ms[0].Pipelines[0] != "line1" {
+		t.Fatalf("modules %+v", ms)
+	}
+}
+
+// TestSwapUnderLoad pushes two revisions in turn while batches flow: none is
+// lost, none is half of one revision and half of another.
+func TestSwapUnderLoad(t *testing.T) {
+	r := newRig(t, "m").start()
+	r.push("m", "stamp1")
+	const batches, size = 300, 20
+	go func() {
+		for i := range batches {
+			r.feed.send(t, recs("a", i*size, size)...)
+		}
+	}()
+	for i := range 20 {
+		r.push("m", []string{"stamp2", "stamp1"}[i%2])
+	}
+	for range batches {
+		r.must(r.feed.settled(t))
+	}
+	rows := r.main.wait(t, batches*size)
+	seen := map[float64]int{}
+	perBatch := map[uint64]float64{}
+	for i, row := range rows {
+		if row.EventTime != int64(i) {
+			t.Fatalf("row %d has event time %d: lost or out of order", i, row.EventTime)
+		}
+		v := row.Value.AsFloat()
+		if was, ok := perBatch[row.ID.Batch]; ok && was != v {
+			t.Fatalf("batch %d saw two revisions", row.ID.Batch)
+		}
+		perBatch[row.ID.Batch] = v
+		seen[v]++
+	}
+	if len(perBatch) != batches || seen[0] != 0 {
+		t.Fatalf("%d batches, values %v", len(perBatch), seen)
+	}
+}
+
+func TestRoute(t *testing.T) {
+	r := newRig(t, "route").start()
+	r.push("route", "route")
+	r.must(r.feed.give(t, recs("a", 0, 100)...))
+	if got := values(r.other.wait(t, 10)); !slices.Equal(got, []string{"0", "10", "20", "30", "40", "50", "60", "70", "80", "90"}) {
+		t.Fatalf("second table: %v", got)
+	}
+	r.main.wait(t, 90)
+	r.balanced(control.Ledger{Read: 100, Delivered: 100})
+}
+
+func TestRefusedRowIsDeadLetteredAndReplayed(t *testing.T) {
+	r := newRig(t)
+	r.main.setRefuse(func(a string) bool { return a == "bad" })
+	r.start()
+	batch := recs("a", 0, 50)
+	batch[25].Address = "bad"
+	r.must(r.feed.give(t, batch...))
+	r.main.wait(t, 49)
+	r.balanced(control.Ledger{Read: 50, Delivered: 49, DeadLettered: 1})
+	letters, err := r.host.DeadLetters(t.Context(), control.DeadLetterFilter{Destination: mainTable})
+	r.must(err)
+	if len(letters) != 1 || letters[0].Reason != sinks.ReasonRejectedPermanent || letters[0].Error != "no such column" {
+		t.Fatalf("dead letters %+v", letters)
+	}
+	l, err := r.host.DeadLetter(t.Context(), letters[0].ID)
+	r.must(err)
+	back, err := abi.ParseJSON(l.Record)
+	if err != nil || back.Address != "bad" {
+		t.Fatalf("dead letter holds %s: %v", l.Record, err)
+	}
+	r.main.setRefuse(nil)
+	n, err := r.host.ReplayDeadLetters(t.Context(), control.DeadLetterFilter{IDs: []string{letters[0].ID}})
+	r.must(err)
+	if n != 1 {
+		t.Fatalf("replayed %d", n)
+	}
+	rows := r.main.wait(t, 50)
+	if last := rows[len(rows)-1]; last.Address != "bad" || last.ID.Index != 25 {
+		t.Fatalf("replayed %+v", last)
+	}
+	s := r.until("delivered", func(s control.Status) bool { return s.Ledger.Waiting == 0 })
+	if !s.Ledger.Balanced || s.DeadLetters.Entries != 0 {
+		t.Fatalf("ledger %+v, letters %+v", s.Ledger, s.DeadLetters)
+	}
+	if _, err := r.host.DeadLetter(t.Context(), letters[0].ID); control.CodeOf(err) != control.NotFound {
+		t.Fatalf("letter is still there: %v", err)
+	}
+}
+
+func TestReplayRejectedThroughMendedModule(t *testing.T) {
+	r := newRig(t, "m").start()
+	r.push("m", "poison")
+	r.must(r.feed.give(t, rec("x/reject", 3), rec("y", 4)))
+	r.main.wait(t, 1)
+	r.push("m", "stamp2")
+	n, err := r.host.ReplayDeadLetters(t.Context(), control.DeadLetterFilter{Pipeline: "line1"})
+	r.must(err)
+	if n != 1 {
+		t.Fatalf("replayed %d", n)
+	}
+	rows := r.main.wait(t, 2)
+	if rows[1].Address != "x/reject" || rows[1].Value.AsFloat() != 2 {
+		t.Fatalf("replayed %+v", rows[1])
+	}
+}
+
+func TestReplayDelivered(t *testing.T) {
+	r := newRig(t).start()
+	r.must(r.feed.give(t, recs("a", 0, 30)...))
+	r.main.wait(t, 30)
+	r.balanced(control.Ledger{Read: 30, Delivered: 30})
+	dry, err := r.host.Replay(t.Context(), control.ReplayRequest{DryRun: true})
+	r.must(err)
+	if dry.Records != 30 || len(r.main.all()) != 30 {
+		t.Fatalf("dry run %+v", dry)
+	}
+	res, err := r.host.Replay(t.Context(), control.ReplayRequest{Destination: mainTable, Rate: 1_000_000})
+	r.must(err)
+	rows := r.main.all()
+	if res.Records != 30 || len(rows) != 60 {
+		t.Fatalf("replay %+v, rows %d", res, len(rows))
+	}
+	for i := range 30 {
+		if rows[i].ID != rows[30+i].ID {
+			t.Fatalf("replayed record %d has another id", i)
+		}
+	}
+	if l := r.status().Ledger; l.Destinations[0].Replayed != 30 || !l.Balanced {
+		t.Fatalf("ledger %+v", l)
+	}
+	if _, err := r.host.Replay(t.Context(), control.ReplayRequest{Destination: "x.y.z"}); control.CodeOf(err) != control.NotFound {
+		t.Fatalf("replay of an unknown destination: %v", err)
+	}
+}
+
+func TestResumePoint(t *testing.T) {
+	r := newRig(t).start()
+	b := batchOf(recs("a", 0, 1))
+	b.Resume = []byte("here")
+	r.feed.in <- b
+	r.must(r.feed.settled(t))
+	if got := string(r.host.Resume("s1")); got != "here" {
+		t.Fatalf("resume point %q", got)
+	}
+	r.restart()
+	if got := string(r.host.Resume("s1")); got != "here" {
+		t.Fatalf("resume point after the restart %q", got)
+	}
+}
+
+func TestBackPressure(t *testing.T) {
+	r := newRig(t, "never uploaded").start()
+	emit := r.host.pipelines[0].emit("s1")
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	var err error
+	for i := 0; err == nil; i++ {
+		if i > 10000 {
+			t.Fatal("a pipeline that waits takes batches without end")
+		}
+		err = emit(ctx, batchOf(recs("a", 0, 100)), func(error) {})
+	}
+	if !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("emit: %v", err)
+	}
+	if s := r.status(); s.Pipelines[0].Queued.Records != 10000 {
+		t.Fatalf("queued %d", s.Pipelines[0].Queued.Records)
+	}
+}
+
+// TestRenamedPipeline: what a pipeline of the past appended is still accounted
+// for and delivered, and its held input is reported.
+func TestRenamedPipeline(t *testing.T) {
+	r := newRig(t, "m")
+	r.main.setDown(true)
+	r.start()
+	r.push("m", "poison")
+	r.must(r.feed.give(t, recs("a", 0, 3)...))
+	r.push("m", "broken")
+	r.must(r.feed.give(t, recs("a", 3, 40)...))
+	r.until("held", func(s control.Status) bool { return s.Ledger.Held == 40 })
+	r.stop()
+	r.cfg.Name = "line2"
+	r.start()
+	s := r.status()
+	if !s.Ledger.Balanced || s.Ledger.Waiting != 3 {
+		t.Fatalf("ledger after the pipeline was renamed: %+v", s.Ledger)
+	}
+	if !slices.ContainsFunc(s.Reasons, func(reason string) bool { return strings.Contains(reason, "held/line1") }) {
+		t.Fatalf("the held input of line1 goes unnoticed: %v", s.Reasons)
+	}
+	r.main.setDown(false)
+	r.main.wait(t, 3)
+}

@@ -1,0 +1,362 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/semaphore"
+
+	"github.com/edgehost/edgehost/abi"
+	"github.com/edgehost/edgehost/host/control"
+	"github.com/edgehost/edgehost/sinks"
+	"github.com/edgehost/edgehost/sources"
+	"github.com/edgehost/edgehost/spool"
+)
+
+// errStopped is what emit returns once the pipeline has stopped.
+var errStopped = errors.New("pipeline stopped")
+
+// pipeline moves batches from its sources through its chain to its committer.
+//
+//	emit ─> in ─> loop: chain.run, bisect ─> effects ─> committer.run ─> done
+//
+// loop is one goroutine, so that order holds; it numbers the batches. While the
+// chain cannot go on, loop sends the input, as it came, to the held queue, and
+// transforms that queue first when it can again.
+type pipeline struct {
+	cfg      PipelineConfig
+	h        *Host
+	log      *slog.Logger
+	chain    *chain
+	commit   *committer
+	held     *spool.Queue
+	byHandle map[uint32]string // destination of each output handle
+
+	in      chan item
+	room    *semaphore.Weighted
+	queued  atomic.Int64
+	effects chan *effect
+	stopped chan struct{}
+
+	// Owned by loop.
+	seq       uint64
+	budget    faultBudget
+	heldLeft  uint64 // records in the held queue that loop has not settled
+	heldNow   *spool.Stored
+	reader    *spool.Reader
+	retryAt   time.Time
+	retryWait time.Duration
+
+	mu     sync.Mutex
+	state  string
+	detail string
+}
+
+// item is one emitted batch on its way.
+type item struct {
+	source string
+	batch  sources.Batch
+	done   func(error)
+}
+
+// heldQueue is the name of the queue that keeps a pipeline's input while its
+// modules cannot go on.
+func heldQueue(pipeline string) string { return "held/" + pipeline }
+
+func (h *Host) openPipeline(ctx context.Context, pc PipelineConfig, bs *books) (*pipeline, error) {
+	b, err := bs.book(pc.Name)
+	if err != nil {
+		return nil, err
+	}
+	log := h.log.With("component", "pipeline", "pipeline", pc.Name)
+	held, err := h.cfg.Spool.Queue(heldQueue(pc.Name), bs.committed)
+	if err != nil {
+		return nil, fmt.Errorf("open held queue of %s: %w", pc.Name, err)
+	}
+	if head := held.Head(); head < b.HeldHead {
+		// The commit record was written, the cursor file not yet.
+		if err := catchUp(ctx, held, b.HeldHead); err != nil {
+			return nil, fmt.Errorf("move cursor of held queue of %s: %w", pc.Name, err)
+		}
+	}
+	p := &pipeline{cfg: pc, h: h, log: log, held: held, byHandle: map[uint32]string{},
+		commit: newCommitter(h, log, held, b),
+		in:     make(chan item, h.cfg.MemoryRecords), room: semaphore.NewWeighted(int64(h.cfg.MemoryRecords)),
+		effects: make(chan *effect, 8), stopped: make(chan struct{}),
+		seq: b.Seq, heldLeft: held.Stat().WaitingRecords, state: control.PipelineRunning}
+	p.openChain(ctx)
+	return p, nil
+}
+
+// catchUp settles the records of a held queue below head.
+func catchUp(ctx context.Context, held *spool.Queue, head uint64) error {
+	r := held.Reader(held.Head())
+	defer r.Close()
+	var live uint64
+	for {
+		f, err := r.Next(ctx)
+		var damaged *spool.DamagedFrame
+		switch {
+		case errors.As(err, &damaged):
+			f = spool.Stored{Base: damaged.Base, Frame: spool.Frame{Count: int(damaged.Count)}}
+		case err != nil:
+			return err
+		}
+		live += uint64(f.Count)
+		if f.Base+uint64(f.Count) >= head {
+			return held.Advance(head, spool.Settled{Delivered: live})
+		}
+	}
+}
+
+// openChain loads the active revisions. One that cannot be loaded leaves its
+// stage empty and the reason in the log and the status.
+func (p *pipeline) openChain(ctx context.Context) {
+	c := &chain{host: p.h.cfg.Sandbox, log: p.log, bypass: p.cfg.Bypass, outputs: map[string]uint32{}, changed: make(chan struct{}, 1)}
+	for _, name := range sortedKeys(p.cfg.Outputs) {
+		handle := uint32(len(c.outputs) + 1)
+		c.outputs[name] = handle
+		p.byHandle[handle] = p.cfg.Outputs[name]
+	}
+	for _, mc := range p.cfg.Modules {
+		st := &stage{cfg: mc}
+		c.stages = append(c.stages, st)
+		rev, ok := p.h.cfg.Modules.Active(mc.Name)
+		if !ok {
+			continue
+		}
+		wasm, err := p.h.cfg.Modules.Read(rev.Digest)
+		if err == nil {
+			st.next, err = c.load(ctx, st, rev.Digest, wasm)
+		}
+		if err != nil {
+			st.stat.Last = err.Error()
+			p.log.Error("module cannot be loaded; upload it again or roll back", "module", mc.Name, "error", err)
+		}
+	}
+	p.chain = c
+}
+
+// emit returns the Emit of one source.
+func (p *pipeline) emit(source string) sources.Emit {
+	return func(ctx context.Context, b sources.Batch, done func(error)) error {
+		weight := int64(min(max(len(b.Records), 1), p.h.cfg.MemoryRecords))
+		if err := p.room.Acquire(ctx, weight); err != nil {
+			return fmt.Errorf("wait for room in pipeline %s: %w", p.cfg.Name, err)
+		}
+		p.queued.Add(int64(len(b.Records)))
+		release := func(err error) {
+			p.queued.Add(-int64(len(b.Records)))
+			p.room.Release(weight)
+			done(err)
+		}
+		select {
+		case p.in <- item{source, b, release}:
+			return nil
+		case <-p.stopped:
+		case <-ctx.Done():
+		}
+		p.queued.Add(-int64(len(b.Records)))
+		p.room.Release(weight)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		return errStopped
+	}
+}
+
+// run works until ctx ends; then it transforms and commits what was emitted
+// before and returns.
+func (p *pipeline) run(ctx context.Context) {
+	var wg sync.WaitGroup
+	wg.Go(func() { p.commit.run(ctx, p.effects) })
+	p.reader = p.held.Reader(p.held.Head())
+	p.loop(ctx)
+	close(p.stopped)
+	close(p.effects)
+	wg.Wait()
+	p.reader.Close()
+}
+
+// loop is the one goroutine that numbers and transforms batches.
+func (p *pipeline) loop(ctx context.Context) {
+	// Modules have limits of their own; a stop must not look like their fault.
+	work := context.WithoutCancel(ctx)
+	for {
+		if p.chain.apply(work) {
+			p.mended()
+		}
+		if name := p.chain.missing(); name != "" {
+			p.setState(control.PipelineWaiting, "module "+name+" is not uploaded: edgehost module push FILE --name "+name)
+			select {
+			case <-p.chain.changed:
+				continue
+			case <-ctx.Done():
+				p.refuseInput()
+				return
+			}
+		}
+		if p.heldLeft > 0 && !time.Now().Before(p.retryAt) {
+			if !p.transformHeld(ctx, work) {
+				p.lastInput(work)
+				return
+			}
+			// Keep the input moving behind the held queue, in order.
+			select {
+			case it := <-p.in:
+				p.take(work, it)
+			default:
+			}
+			continue
+		}
+		if p.heldLeft == 0 {
+			p.setState(control.PipelineRunning, "")
+		}
+		if !p.next(ctx, work) {
+			p.lastInput(work)
+			return
+		}
+	}
+}
+
+// next waits for whatever comes first: input, a new revision, the time to try a
+// held pipeline again, the end.
+func (p *pipeline) next(ctx, work context.Context) (more bool) {
+	var retry <-chan time.Time
+	if p.heldLeft > 0 {
+		t := time.NewTimer(time.Until(p.retryAt))
+		defer t.Stop()
+		retry = t.C
+	}
+	select {
+	case it := <-p.in:
+		p.take(work, it)
+	case <-p.chain.changed:
+	case <-retry:
+	case <-ctx.Done():
+		return false
+	}
+	return true
+}
+
+// lastInput works off what was emitted before the stop.
+func (p *pipeline) lastInput(work context.Context) {
+	for {
+		select {
+		case it := <-p.in:
+			p.take(work, it)
+		default:
+			return
+		}
+	}
+}
+
+// refuseInput gives back what waits for a module that never came.
+func (p *pipeline) refuseInput() {
+	for {
+		select {
+		case it := <-p.in:
+			it.done(errStopped)
+		default:
+			return
+		}
+	}
+}
+
+// take transforms one emitted batch, or holds it while older input is held.
+func (p *pipeline) take(ctx context.Context, it item) {
+	p.seq++
+	b := &abi.Batch{Seq: p.seq, Time: it.batch.Time, Records: it.batch.Records}
+	e := &effect{seq: p.seq, source: it.source, resume: it.batch.Resume, done: it.done}
+	e.counts.Read = uint64(len(b.Records))
+	if p.heldLeft == 0 {
+		out, err := p.transform(ctx, b)
+		if err == nil {
+			p.fill(e, b, out, it.source)
+			p.effects <- e
+			return
+		}
+		p.hold(ctx, err)
+	}
+	if len(b.Records) > 0 {
+		e.hold = &heldBatch{source: it.source, time: b.Time, records: b.Records}
+		p.heldLeft += uint64(len(b.Records))
+	}
+	p.effects <- e
+}
+
+// fill turns what the chain made of a batch into its effect. The classes of
+// input records are counted one by one.
+func (p *pipeline) fill(e *effect, b *abi.Batch, out passed, source string) {
+	produced := make([]bool, len(b.Records))
+	id := sinks.ID{Pipeline: p.commit.id, Batch: e.seq}
+	for i := range out.rows {
+		r := &out.rows[i]
+		if r.origin >= 0 {
+			produced[r.origin] = true
+		}
+		id.Index = uint32(i)
+		e.outputs = append(e.outputs, output{destination: p.destination(source, r.handle), id: id, record: r.rec})
+	}
+	e.counts.Emitted = uint64(len(out.rows))
+	for i := range b.Records {
+		rej, rejected := out.rejects[i]
+		switch {
+		case rejected:
+			e.counts.Rejected++
+			e.letters = append(e.letters, p.letter(e.seq, i, &b.Records[i], rej))
+			if e.rejects == nil {
+				e.rejects = map[string]uint64{}
+			}
+			e.rejects[rej.reason]++
+		case produced[i]:
+			e.counts.Transformed++
+		default:
+			e.counts.Filtered++
+		}
+	}
+}
+
+// destination resolves an output handle for records of a source.
+func (p *pipeline) destination(source string, handle uint32) string {
+	if handle != 0 {
+		return p.byHandle[handle]
+	}
+	if d, ok := p.cfg.Targets[source]; ok {
+		return d
+	}
+	return p.cfg.Target
+}
+
+func (p *pipeline) letter(seq uint64, index int, r *abi.Record, rej rejection) spool.Letter {
+	now := time.Now().UnixMicro()
+	id := p.commit.id
+	var pk packer
+	pk.add(sinks.ID{Pipeline: id, Batch: seq, Index: uint32(index)}, r)
+	return spool.Letter{Owner: spool.Owner{ID: id, Seq: seq}, Origin: "pipeline/" + p.cfg.Name,
+		Key: strconv.FormatUint(seq, 10) + "/" + strconv.Itoa(index), Time: now, FirstTime: now, Attempts: 1,
+		Reason: rej.reason, Error: rej.text, Source: r.Source, Pipeline: p.cfg.Name, Module: rej.module,
+		Revision: rej.revision, Payload: pk.payload(), Count: 1}
+}
+
+func (p *pipeline) setState(state, detail string) {
+	p.mu.Lock()
+	changed := p.state != state || p.detail != detail
+	p.state, p.detail = state, detail
+	p.mu.Unlock()
+	if changed {
+		p.log.Info("pipeline state", "state", state, "detail", detail)
+	}
+}
+
+func (p *pipeline) getState() (state, detail string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.state, p.detail
+}

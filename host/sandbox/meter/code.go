@@ -1,0 +1,316 @@
+package meter
+
+// frame is one open block of a function body.
+type frame struct {
+	op       byte // opBlock, opLoop or opIf; opBlock for the body itself
+	targeted bool // a branch leads to the label
+	arity    int  // values that a branch to the label carries
+}
+
+// coder rewrites one function body. Bytes from buf[from:r.pos] are still to be
+// copied verbatim; pending is the fuel of the instructions since the last charge.
+//
+// A charge stands at the end of each basic block, before the instruction that
+// leaves it. It takes nothing from the operand stack and leaves nothing there,
+// so it may stand anywhere, in unreachable code as well.
+type coder struct {
+	m       *module
+	r       reader
+	out     []byte
+	from    int
+	frames  []frame
+	pending int64
+
+	locals    int    // parameters and locals of the function
+	fuel, tmp uint32 // added locals: the fuel left, i64; an operand, i32
+	plain     bool   // copy without metering: what is tried first on small bodies
+	cost      int64  // fuel of all instructions together
+	size      bodySize
+	calls     bool
+	checks    bool // it loops or has bulk operations
+	wrapped   bool // a branch leaves the body: it needs a block around it
+}
+
+// copy takes over the bytes read so far but leaves out the last back bytes.
+func (c *coder) copy(back int) {
+	c.out = append(c.out, c.r.buf[c.from:c.r.pos-back]...)
+	c.from = c.r.pos
+}
+
+func (c *coder) emit(b ...byte) { c.out = append(c.out, b...) }
+
+func (c *coder) index(op byte, i uint32) { c.out = appendU32(append(c.out, op), i) }
+
+// spend leaves the fuel minus what is pending on the stack.
+func (c *coder) spend() {
+	c.index(opLocalGet, c.fuel)
+	if c.pending > 0 {
+		c.out = appendS64(append(c.out, opI64Const), c.pending)
+		c.emit(opI64Sub)
+		c.pending = 0
+	}
+}
+
+// charge takes what is pending from the fuel.
+func (c *coder) charge() {
+	if c.pending == 0 || c.plain {
+		c.pending = 0
+		return
+	}
+	c.spend()
+	c.index(opLocalSet, c.fuel)
+}
+
+// checkFuel calls the check function when the value on the stack is below 0.
+func (c *coder) checkFuel() {
+	c.emit(opI64Const, 0, opI64LtS, opIf, blockEmpty)
+	c.index(opLocalGet, c.fuel)
+	c.index(opCall, c.m.check)
+	c.index(opLocalSet, c.fuel)
+	c.emit(opEnd)
+}
+
+// body rewrites the instructions up to the end of the body; r stands behind the
+// declarations of the locals.
+func (c *coder) body(results int) {
+	c.from = c.r.pos
+	c.frames = append(c.frames[:0], frame{op: opBlock, arity: results})
+	for len(c.frames) > 0 && c.r.err == nil {
+		start := c.r.pos
+		code := c.r.byte()
+		o := ops[code]
+		c.pending += int64(o.cost)
+		c.cost += int64(o.cost)
+		switch o.imm {
+		case immNone:
+		case immLocal:
+			if i := c.r.u32(); int64(i) >= int64(c.locals) {
+				c.r.fail("local %d does not exist", i)
+			}
+		case immI32:
+			c.r.signed(32)
+		case immMemArg:
+			c.memArg()
+		case immI64:
+			c.r.signed(64)
+		case immF32:
+			c.r.bytes(4)
+		case immF64:
+			c.r.bytes(8)
+		case immGlobal:
+			if i := c.r.u32(); int64(i) >= int64(len(c.m.globals)) {
+				c.r.fail("global %d does not exist", i)
+			}
+		default:
+			c.control(code, o.imm, start)
+		}
+	}
+	if c.r.err == nil && c.r.more() {
+		c.r.fail("instructions after the end of the body")
+	}
+}
+
+// control handles what opens or leaves a block, calls, or is rare. start is
+// where the instruction begins.
+func (c *coder) control(code byte, i imm, start int) {
+	switch i {
+	case immBlock:
+		c.open(code, start)
+	case immElse:
+		c.elseArm(start)
+	case immEnd:
+		c.close(start)
+	case immLabel, immLabels:
+		c.branch(code, start)
+	case immReturn:
+		c.leave(start)
+	case immFunc:
+		f := c.m.funcIndex(&c.r)
+		if c.r.err == nil {
+			c.call(start, c.m.types[c.m.funcs[f]], func() { c.index(opCall, c.m.shift(f)) })
+		}
+	case immIndirect:
+		t := c.m.typeIndex(&c.r)
+		c.r.u32()
+		if c.r.err == nil {
+			text := c.r.buf[start:c.r.pos]
+			c.call(start, c.m.types[t], func() { c.out = append(c.out, text...) })
+		}
+	case immRefFunc:
+		f := c.m.funcIndex(&c.r)
+		c.copy(c.r.pos - start)
+		c.index(opRefFunc, c.m.shift(f))
+	case immIndex:
+		c.r.u32()
+		c.m.info.StatefulTables = c.m.info.StatefulTables || code == opTableSet
+	case immTypes:
+		for range c.r.count("types") {
+			c.m.valueType(&c.r)
+		}
+	case immMemory:
+		c.memory(code, start)
+	case immRefType:
+		c.m.refType(&c.r)
+	case immBulk:
+		c.bulk(start)
+	case immVector:
+		c.vector()
+	default:
+		c.unknown(code)
+	}
+}
+
+// unknown refuses an opcode that the 2.0 core does not have.
+func (c *coder) unknown(code byte) {
+	switch {
+	case code == 0xfe:
+		c.m.refuse(needsThreads)
+	case code == 0x12 || code == 0x13:
+		c.m.refuse(needsTailCalls)
+	case code >= 0x06 && code <= 0x0a || code == 0x18 || code == 0x19 || code == 0x1f:
+		c.m.refuse(needsExceptions)
+	case code == 0x14 || code == 0x15 || code >= 0xd3 && code <= 0xd6 || code == 0xfb:
+		c.m.refuse(needsGC)
+	}
+	c.r.fail("instruction 0x%02x is not part of the 2.0 core", code)
+}
+
+// open starts a block. A loop is entered again and again: its header asks
+// whether fuel is left.
+func (c *coder) open(code byte, start int) {
+	params, results := c.blockType()
+	f := frame{op: code, arity: results}
+	if code == opLoop {
+		f.arity = params
+		c.checks = true
+	}
+	c.size.open(code, params+results)
+	c.frames = append(c.frames, f)
+	if code == opBlock || c.plain || c.r.err != nil {
+		return
+	}
+	text := c.r.buf[start:c.r.pos]
+	c.copy(len(text))
+	c.charge()
+	c.out = append(c.out, text...)
+	if code == opLoop {
+		c.index(opLocalGet, c.fuel)
+		c.checkFuel()
+	}
+}
+
+// blockType reads a block type and returns how many values go in and out.
+func (c *coder) blockType() (params, results int) {
+	if !c.r.more() {
+		c.r.fail("it ends in the middle of an item")
+		return 0, 0
+	}
+	switch t := c.r.buf[c.r.pos]; {
+	case t == blockEmpty:
+		c.r.pos++
+		return 0, 0
+	case t < 0x80 && t&0x40 != 0: // a negative number of one byte
+		c.m.valueType(&c.r)
+		return 0, 1
+	}
+	i := c.r.signed(33)
+	if i < 0 || i >= int64(c.m.declared) {
+		c.r.fail("type %d does not exist", i)
+		return 0, 0
+	}
+	t := c.m.types[i]
+	return len(t.params), len(t.results)
+}
+
+func (c *coder) elseArm(start int) {
+	top := &c.frames[len(c.frames)-1]
+	if top.op != opIf {
+		c.r.fail("else without if")
+		return
+	}
+	top.op = opElse
+	c.chargeBefore(start)
+}
+
+// close ends a block. Where paths meet, each has been charged before; otherwise
+// what is pending goes on.
+func (c *coder) close(start int) {
+	top := c.frames[len(c.frames)-1]
+	c.size.close(top.op)
+	c.frames = c.frames[:len(c.frames)-1]
+	if len(c.frames) == 0 {
+		c.wrapped = top.targeted
+		c.copy(c.r.pos - start)
+		return
+	}
+	if top.op == opIf || top.op == opElse || top.op == opBlock && top.targeted {
+		c.chargeBefore(start)
+	}
+}
+
+// chargeBefore puts a charge before the instruction that begins at start.
+func (c *coder) chargeBefore(start int) {
+	if c.pending == 0 || c.plain {
+		c.pending = 0
+		return
+	}
+	text := c.r.buf[start:c.r.pos]
+	c.copy(len(text))
+	c.charge()
+	c.out = append(c.out, text...)
+}
+
+func (c *coder) branch(code byte, start int) {
+	targets := 0
+	if code == opBrTable {
+		targets = c.r.count("labels")
+	}
+	for range targets + 1 {
+		c.target(c.r.u32())
+		if c.r.err != nil {
+			return
+		}
+	}
+	c.size.blocks += 1 + targets/3
+	c.chargeBefore(start)
+}
+
+// target notes a branch to a label.
+func (c *coder) target(label uint32) {
+	if int64(label) >= int64(len(c.frames)) {
+		c.r.fail("label %d does not exist", label)
+		return
+	}
+	f := &c.frames[len(c.frames)-1-int(label)]
+	f.targeted = true
+	c.size.values += f.arity
+}
+
+// leave turns return into a branch to the block around the body.
+func (c *coder) leave(start int) {
+	c.copy(c.r.pos - start)
+	c.charge()
+	if c.plain {
+		c.emit(opReturn)
+		return
+	}
+	label := uint32(len(c.frames) - 1)
+	c.target(label)
+	c.index(opBr, label)
+}
+
+// call hands the fuel over in the global and takes back what the callee left.
+func (c *coder) call(start int, t funcType, emit func()) {
+	c.calls = true
+	c.size.values += len(t.params) + len(t.results)
+	c.copy(c.r.pos - start)
+	if c.plain {
+		emit()
+		return
+	}
+	c.spend()
+	c.index(opGlobalSet, c.m.fuel)
+	emit()
+	c.index(opGlobalGet, c.m.fuel)
+	c.index(opLocalSet, c.fuel)
+}

@@ -1,0 +1,435 @@
+package opcua
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/edgehost/edgehost/abi"
+	"github.com/edgehost/edgehost/sources"
+	"github.com/edgehost/edgehost/sources/sourcetest"
+	"github.com/gopcua/opcua/ua"
+)
+
+func nodes(ids ...string) Config {
+	var c Config
+	for _, id := range ids {
+		c.Nodes = append(c.Nodes, NodeConfig{NodeID: id})
+	}
+	return c
+}
+
+func TestContract(t *testing.T) {
+	sourcetest.Run(t, sourcetest.Harness{New: func(t *testing.T) sourcetest.Rig {
+		f := newFakeServer()
+		f.values["ns=1;s=n"] = uint32(0)
+		cfg := nodes("ns=1;s=n")
+		cfg.PublishingIntervalMS = 100
+		src, status := fakeSource(t, f, cfg, nil)
+		return sourcetest.Rig{Source: src, Status: status,
+			Publish: func(first, last int) {
+				for n := first; n <= last; n++ {
+					f.set("ns=1;s=n", uint32(n))
+				}
+			},
+			Number: func(r abi.Record) (int, bool) { n := int(r.Value.AsUint()); return n, n > 0 },
+			Acked:  f.ackedNumbers,
+		}
+	}})
+}
+
+// ackedNumbers are the values in notifications that were acknowledged: those
+// that were sent and are not kept.
+func (f *fakeServer) ackedNumbers() []int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	held := map[int]bool{}
+	top := 0
+	for _, s := range f.subs {
+		add := func(v *ua.MonitoredItemNotification) {
+			if n, ok := v.Value.Value.Value().(uint32); ok {
+				held[int(n)] = true
+			}
+		}
+		for _, v := range s.queue {
+			add(v)
+		}
+		for _, m := range s.kept {
+			for _, v := range m.NotificationData[0].Value.(*ua.DataChangeNotification).MonitoredItems {
+				add(v)
+			}
+		}
+	}
+	if n, ok := f.values["ns=1;s=n"].(uint32); ok {
+		top = int(n)
+	}
+	var out []int
+	for n := 1; n <= top; n++ {
+		if !held[n] {
+			out = append(out, n)
+		}
+	}
+	return out
+}
+
+// play runs src in a bubble until f returns.
+func play(t *testing.T, src *Source, emit sources.Emit, f func()) (err error) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- src.Run(ctx, emit) }()
+	f()
+	cancel()
+	return <-ended
+}
+
+func TestHoleIsRepublished(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeServer()
+		f.values["ns=1;s=n"] = uint32(0)
+		f.hold[2] = true // kept by the server, but its response got lost
+		src, status := fakeSource(t, f, nodes("ns=1;s=n"), nil)
+		p := &pipe{}
+		err := play(t, src, p.emit, func() {
+			time.Sleep(time.Second)
+			f.set("ns=1;s=n", uint32(1))
+			time.Sleep(time.Second)
+			f.set("ns=1;s=n", uint32(2))
+			time.Sleep(5 * time.Second)
+		})
+		if !errors.Is(err, context.Canceled) {
+			t.Fatalf("Run: %v", err)
+		}
+		var got []uint64
+		for _, r := range p.all() {
+			got = append(got, r.Value.AsUint())
+		}
+		if fmt.Sprint(got) != "[0 1 2]" {
+			t.Errorf("values %v, want 0 1 2 in order", got)
+		}
+		s := status.Snapshot()
+		if s.Counters[metricRepublished] != 1 || s.Counters[metricGaps] != 0 {
+			t.Errorf("counters %v, want one republished and no gap", s.Counters)
+		}
+	})
+}
+
+func TestKeepaliveRevealsLostLastMessage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeServer()
+		f.values["ns=1;s=n"] = uint32(0)
+		f.hold[2] = true
+		src, _ := fakeSource(t, f, nodes("ns=1;s=n"), nil)
+		p := &pipe{}
+		_ = play(t, src, p.emit, func() {
+			time.Sleep(time.Second)
+			f.set("ns=1;s=n", uint32(1)) // and nothing after it
+			time.Sleep(30 * time.Second)
+		})
+		if n := len(p.all()); n != 2 {
+			t.Errorf("%d records, want 2: the keep-alive told that one is missing", n)
+		}
+	})
+}
+
+func TestLostMessageIsCounted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeServer()
+		f.values["ns=1;s=n"] = uint32(0)
+		f.hold[2] = true
+		src, status := fakeSource(t, f, nodes("ns=1;s=n"), nil)
+		p := &pipe{}
+		_ = play(t, src, p.emit, func() {
+			time.Sleep(time.Second)
+			f.set("ns=1;s=n", uint32(1))
+			synctest.Wait()
+			f.mu.Lock()
+			for _, s := range f.subs {
+				delete(s.kept, 2)
+			}
+			f.mu.Unlock()
+			f.set("ns=1;s=n", uint32(2))
+			time.Sleep(5 * time.Second)
+		})
+		if g := status.Snapshot().Counters[metricGaps]; g != 1 {
+			t.Errorf("%v gaps, want 1", g)
+		}
+	})
+}
+
+func TestSilentServerIsStalled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeServer()
+		f.values["ns=1;s=n"] = uint32(0)
+		src, status := fakeSource(t, f, nodes("ns=1;s=n"), nil)
+		p := &pipe{}
+		ended := make(chan error, 1)
+		go func() { ended <- src.Run(t.Context(), p.emit) }()
+		time.Sleep(5 * time.Second)
+		if s := status.Snapshot(); s.State != sources.Connected {
+			t.Errorf("state %s, want connected", s.State)
+		}
+		f.mu.Lock()
+		f.mute = true
+		f.mu.Unlock()
+		start := time.Now()
+		err := <-ended
+		// 1.5 keep-alives of 10 s and 2 s.
+		if took := time.Since(start); !errors.Is(err, errStalled) || took > 30*time.Second {
+			t.Errorf("Run ended after %s with %v, want errStalled within 30 s", took, err)
+		}
+		if s := status.Snapshot(); s.State != sources.Stalled {
+			t.Errorf("state %s, want stalled", s.State)
+		}
+	})
+}
+
+// TestItemWithoutDataIsNotConnected: keep-alives flow, but an item whose value
+// changes on the server never delivers. The probe notices and creates it again.
+func TestItemWithoutDataIsNotConnected(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeServer()
+		f.values["ns=1;s=n"] = uint32(0)
+		f.values["ns=1;s=m"] = uint32(0)
+		src, status := fakeSource(t, f, nodes("ns=1;s=n", "ns=1;s=m"), nil)
+		p := &pipe{}
+		_ = play(t, src, p.emit, func() {
+			time.Sleep(5 * time.Second)
+			f.mu.Lock()
+			for _, s := range f.subs {
+				for h, n := range s.items {
+					if n == "ns=1;s=n" {
+						delete(s.items, h) // the server forgot it
+					}
+				}
+			}
+			f.mu.Unlock()
+			for i := range 100 {
+				f.set("ns=1;s=n", uint32(i+1))
+				f.set("ns=1;s=m", uint32(i+1))
+				time.Sleep(time.Second)
+			}
+			if s := status.Snapshot().State; s != sources.Degraded && s != sources.Connected {
+				t.Errorf("state %s", s)
+			}
+			time.Sleep(30 * time.Second)
+		})
+		last := uint64(0)
+		for _, r := range p.all() {
+			if r.Address == "ns=1;s=n" {
+				last = r.Value.AsUint()
+			}
+		}
+		if last != 100 {
+			t.Errorf("last value %d, want 100: the item was not created again", last)
+		}
+	})
+}
+
+func TestNothingReadableIsStalled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeServer()
+		src, status := fakeSource(t, f, nodes("ns=1;s=missing"), nil)
+		p := &pipe{}
+		_ = play(t, src, p.emit, func() {
+			time.Sleep(3 * time.Second)
+			if s := status.Snapshot(); s.State != sources.Stalled || !strings.Contains(s.Detail, "BadNodeIDUnknown") {
+				t.Errorf("%s %q, want stalled with the reason", s.State, s.Detail)
+			}
+			f.set("ns=1;s=missing", uint32(7)) // the node appears
+			time.Sleep(70 * time.Second)
+			if s := status.Snapshot(); s.State != sources.Connected {
+				t.Errorf("%s %q, want connected after the retry", s.State, s.Detail)
+			}
+		})
+		recs := p.all()
+		if len(recs) != 2 || recs[0].Status != uint32(ua.StatusBadNodeIDUnknown) || recs[1].Value.AsUint() != 7 {
+			t.Errorf("records %+v, want one Bad and then 7", recs)
+		}
+	})
+}
+
+func TestLimitsAreHalved(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeServer()
+		f.maxItems, f.maxRead = 7, 3
+		var ids []string
+		for i := range 60 {
+			id := fmt.Sprintf("ns=1;s=n%d", i)
+			f.values[id] = uint32(i)
+			ids = append(ids, id)
+		}
+		ids = append(ids, "ns=1;s=bad")
+		src, status := fakeSource(t, f, nodes(ids...), nil)
+		p := &pipe{}
+		_ = play(t, src, p.emit, func() {
+			time.Sleep(5 * time.Second)
+			if s := status.Snapshot(); s.State != sources.Degraded {
+				t.Errorf("%s %q, want degraded: one of 61 is bad", s.State, s.Detail)
+			}
+		})
+		if n := len(p.all()); n != 61 {
+			t.Errorf("%d records, want 61", n)
+		}
+	})
+}
+
+func TestServerWithoutSubscriptionsIsPolled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeServer()
+		f.noSubs = true
+		f.values["ns=1;s=n"] = uint32(0)
+		src, status := fakeSource(t, f, nodes("ns=1;s=n"), nil)
+		p := &pipe{}
+		_ = play(t, src, p.emit, func() {
+			for i := range 5 {
+				time.Sleep(2 * time.Second)
+				f.set("ns=1;s=n", uint32(i+1))
+			}
+			time.Sleep(2 * time.Second)
+			if s := status.Snapshot(); s.State != sources.Connected {
+				t.Errorf("%s %q", s.State, s.Detail)
+			}
+		})
+		if n := len(p.all()); n != 6 {
+			t.Errorf("%d records, want 6", n)
+		}
+	})
+}
+
+func TestNewProcessTakesOver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeServer()
+		f.values["ns=1;s=n"] = uint32(0)
+		p := &pipe{}
+		first, _ := fakeSource(t, f, nodes("ns=1;s=n"), p.point)
+		_ = play(t, first, p.emit, func() {
+			for i := range 5 {
+				time.Sleep(time.Second)
+				f.set("ns=1;s=n", uint32(i+1))
+			}
+			time.Sleep(time.Second)
+		})
+		f.set("ns=1;s=n", uint32(6)) // while nobody is there
+		second, status := fakeSource(t, f, nodes("ns=1;s=n"), p.point)
+		_ = play(t, second, p.emit, func() {
+			time.Sleep(2 * time.Second)
+			f.set("ns=1;s=n", uint32(7))
+			time.Sleep(2 * time.Second)
+		})
+		seen := map[uint64]int{}
+		for _, r := range p.all() {
+			seen[r.Value.AsUint()]++
+		}
+		for n := range uint64(8) {
+			if seen[n] == 0 {
+				t.Errorf("%d was lost: %v", n, seen)
+			}
+		}
+		if f.count("CreateSubscription") != 1 || f.count("Transfer") != 1 {
+			t.Errorf("calls %v, want one subscription, transferred once", f.calls)
+		}
+		if g := status.Snapshot().Counters[metricGaps]; g != 0 {
+			t.Errorf("%v gaps", g)
+		}
+	})
+}
+
+// TestResumePointOfRestartedServer: after a restart of the server the ids in
+// the resume point may be somebody else's.
+func TestResumePointOfRestartedServer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeServer()
+		f.values["ns=1;s=n"] = uint32(0)
+		p := &pipe{}
+		first, _ := fakeSource(t, f, nodes("ns=1;s=n"), p.point)
+		_ = play(t, first, p.emit, func() { time.Sleep(3 * time.Second) })
+		f.started = f.started.Add(time.Hour)
+		second, status := fakeSource(t, f, nodes("ns=1;s=n"), p.point)
+		_ = play(t, second, p.emit, func() { time.Sleep(3 * time.Second) })
+		if f.count("Transfer") != 0 || f.count("CreateSubscription") != 2 {
+			t.Errorf("calls %v, want no transfer and a second subscription", f.calls)
+		}
+		if g := status.Snapshot().Counters[metricGaps]; g != 1 {
+			t.Errorf("%v gaps, want 1", g)
+		}
+	})
+}
+
+func TestFullPipelineKeepsSubscriptionAlive(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeServer()
+		f.values["ns=1;s=n"] = uint32(0)
+		src, _ := fakeSource(t, f, nodes("ns=1;s=n"), nil)
+		p := &pipe{}
+		release := make(chan struct{})
+		emit := func(ctx context.Context, b sources.Batch, done func(error)) error {
+			select {
+			case <-release:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+			return p.emit(ctx, b, done)
+		}
+		err := play(t, src, emit, func() {
+			time.Sleep(time.Second)
+			for i := range 300 {
+				f.set("ns=1;s=n", uint32(i+1))
+				time.Sleep(time.Second)
+			}
+			if f.count("SetPublishingMode") < 5 {
+				t.Errorf("%d calls kept the subscription alive in 300 s", f.count("SetPublishingMode"))
+			}
+			close(release)
+			time.Sleep(30 * time.Second)
+		})
+		if n := len(p.all()); n != 301 {
+			t.Errorf("%d records, want 301; Run: %v", n, err)
+		}
+	})
+}
+
+func TestSequenceNumbersWrap(t *testing.T) {
+	if nextSeq(1<<32-1) != 1 || nextSeq(1) != 2 || !after(1, 1<<32-1) || after(5, 5) || after(4, 5) {
+		t.Error("sequence numbers do not wrap as Part 4, 7.26 says")
+	}
+	s := &subscription{id: 1, available: []uint32{3, 4, 5}}
+	if s.acks() != nil {
+		t.Error("acknowledged before anything was durable")
+	}
+	s.durable.Store(4)
+	if got := s.acks(); len(got) != 2 || got[1].SequenceNumber != 4 {
+		t.Errorf("acks %v, want 3 and 4", got)
+	}
+	if s.acks() != nil {
+		t.Error("acknowledged twice")
+	}
+}
+
+func TestHeartbeatAndSkipFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeServer()
+		f.values["ns=1;s=beat"], f.values["ns=1;s=skip"] = uint32(1), uint32(2)
+		cfg := nodes("ns=1;s=beat", "ns=1;s=skip")
+		cfg.Nodes[0].HeartbeatSeconds, cfg.Nodes[1].SkipFirst = new(10), new(true)
+		src, _ := fakeSource(t, f, cfg, nil)
+		p := &pipe{}
+		_ = play(t, src, p.emit, func() { time.Sleep(35 * time.Second) })
+		beats := 0
+		for _, r := range p.all() {
+			if r.Address == "ns=1;s=skip" {
+				t.Errorf("first value delivered: %+v", r)
+			}
+			if v, ok := r.Attr(attrHeartbeat); ok && v.AsBool() {
+				beats++
+			}
+		}
+		if beats != 3 {
+			t.Errorf("%d heartbeats in 35 s, want 3", beats)
+		}
+	})
+}

@@ -1,0 +1,347 @@
+package opcua
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/edgehost/edgehost/abi"
+	"github.com/edgehost/edgehost/sources"
+	"github.com/gopcua/opcua/ua"
+)
+
+// fakeServer answers the services that the engine uses, from memory. It keeps
+// notifications until they are acknowledged, as a server does.
+type fakeServer struct {
+	mu         sync.Mutex
+	wake       chan struct{} // closed and replaced when something changed
+	down       chan struct{} // closed when the connection is cut
+	namespaces []string
+	started    time.Time
+	values     map[string]any // by node id; absent nodes are unknown
+	subs       map[uint32]*fakeSub
+	nextSub    uint32
+	noSubs     bool // no subscription services at all
+	mute       bool // publish requests are never answered
+	maxItems   int  // per call; 0 is no limit
+	maxRead    int
+	calls      map[string]int
+	acked      []uint32
+	hold       map[uint32]bool // sequence numbers that are not sent, only kept
+	refuse     map[string]ua.StatusCode
+}
+
+type fakeSub struct {
+	seq       uint32
+	items     map[uint32]string // client handle to node
+	queue     []*ua.MonitoredItemNotification
+	kept      map[uint32]*ua.NotificationMessage
+	interval  time.Duration
+	keepalive time.Duration
+	last      time.Time
+}
+
+func newFakeServer() *fakeServer {
+	return &fakeServer{wake: make(chan struct{}), down: make(chan struct{}), namespaces: []string{"http://opcfoundation.org/UA/", "urn:a"},
+		started: time.Unix(1000, 0), values: map[string]any{}, subs: map[uint32]*fakeSub{}, calls: map[string]int{}, hold: map[uint32]bool{},
+		refuse: map[string]ua.StatusCode{}, nextSub: 100}
+}
+
+// connect is Source.connect: the session always lives on when it did before.
+func (f *fakeServer) connect(resumed *bool) func(context.Context) (*link, error) {
+	return func(context.Context) (*link, error) {
+		f.mu.Lock()
+		f.down = make(chan struct{})
+		l := &link{transport: f, url: "opc.tcp://fake:4840", resumed: *resumed}
+		f.mu.Unlock()
+		*resumed = true
+		l.close = func(context.Context, bool) { f.cut() }
+		return l, nil
+	}
+}
+
+func (f *fakeServer) cut() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	select {
+	case <-f.down:
+	default:
+		close(f.down)
+	}
+}
+
+func (f *fakeServer) changed() {
+	close(f.wake)
+	f.wake = make(chan struct{})
+}
+
+// set changes a node's value and queues it for everyone who monitors it.
+func (f *fakeServer) set(node string, v any) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.values[node] = v
+	for _, s := range f.subs {
+		for h, n := range s.items {
+			if n == node {
+				s.queue = append(s.queue, &ua.MonitoredItemNotification{ClientHandle: h, Value: f.value(node)})
+			}
+		}
+	}
+	f.changed()
+}
+
+func (f *fakeServer) value(node string) *ua.DataValue {
+	v, ok := f.values[node]
+	if !ok {
+		return &ua.DataValue{Value: &ua.Variant{}, Status: ua.StatusBadNodeIDUnknown}
+	}
+	now := time.Now()
+	return &ua.DataValue{Value: ua.MustVariant(v), SourceTimestamp: now, ServerTimestamp: now}
+}
+
+func (f *fakeServer) Send(ctx context.Context, req ua.Request) (ua.Response, error) {
+	f.mu.Lock()
+	down := f.down
+	f.mu.Unlock()
+	select {
+	case <-down:
+		return nil, io.EOF
+	default:
+	}
+	if p, ok := req.(*ua.PublishRequest); ok {
+		return f.publish(ctx, p, down)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	switch r := req.(type) {
+	case *ua.ReadRequest:
+		return f.read(r)
+	case *ua.BrowseRequest:
+		out := &ua.BrowseResponse{}
+		for range r.NodesToBrowse {
+			out.Results = append(out.Results, &ua.BrowseResult{})
+		}
+		return out, nil
+	case *ua.CreateSubscriptionRequest:
+		f.calls["CreateSubscription"]++
+		if f.noSubs {
+			return nil, ua.StatusBadServiceUnsupported
+		}
+		f.nextSub++
+		interval := time.Duration(r.RequestedPublishingInterval) * time.Millisecond
+		f.subs[f.nextSub] = &fakeSub{items: map[uint32]string{}, kept: map[uint32]*ua.NotificationMessage{}, interval: interval,
+			keepalive: interval * time.Duration(r.RequestedMaxKeepAliveCount), last: time.Now()}
+		return &ua.CreateSubscriptionResponse{SubscriptionID: f.nextSub, RevisedPublishingInterval: r.RequestedPublishingInterval,
+			RevisedLifetimeCount: r.RequestedLifetimeCount, RevisedMaxKeepAliveCount: r.RequestedMaxKeepAliveCount}, nil
+	case *ua.CreateMonitoredItemsRequest:
+		return f.createItems(r)
+	case *ua.RepublishRequest:
+		f.calls["Republish"]++
+		s := f.subs[r.SubscriptionID]
+		if s == nil {
+			return nil, ua.StatusBadSubscriptionIDInvalid
+		}
+		if m := s.kept[r.RetransmitSequenceNumber]; m != nil {
+			return &ua.RepublishResponse{NotificationMessage: m}, nil
+		}
+		return nil, ua.StatusBadMessageNotAvailable
+	case *ua.TransferSubscriptionsRequest:
+		f.calls["Transfer"]++
+		out := &ua.TransferSubscriptionsResponse{}
+		for _, id := range r.SubscriptionIDs {
+			if s := f.subs[id]; s != nil {
+				out.Results = append(out.Results, &ua.TransferResult{AvailableSequenceNumbers: s.available()})
+			} else {
+				out.Results = append(out.Results, &ua.TransferResult{StatusCode: ua.StatusBadSubscriptionIDInvalid})
+			}
+		}
+		return out, nil
+	case *ua.DeleteSubscriptionsRequest:
+		for _, id := range r.SubscriptionIDs {
+			delete(f.subs, id)
+		}
+		return &ua.DeleteSubscriptionsResponse{Results: make([]ua.StatusCode, len(r.SubscriptionIDs))}, nil
+	case *ua.DeleteMonitoredItemsRequest:
+		return &ua.DeleteMonitoredItemsResponse{Results: make([]ua.StatusCode, len(r.MonitoredItemIDs))}, nil
+	case *ua.SetPublishingModeRequest:
+		f.calls["SetPublishingMode"]++
+		return &ua.SetPublishingModeResponse{Results: make([]ua.StatusCode, len(r.SubscriptionIDs))}, nil
+	default:
+		return nil, ua.StatusBadServiceUnsupported
+	}
+}
+
+func (f *fakeServer) read(r *ua.ReadRequest) (ua.Response, error) {
+	f.calls["Read"]++
+	if f.maxRead > 0 && len(r.NodesToRead) > f.maxRead {
+		return nil, ua.StatusBadTooManyOperations
+	}
+	out := &ua.ReadResponse{}
+	for _, n := range r.NodesToRead {
+		v := &ua.DataValue{Value: &ua.Variant{}, Status: ua.StatusBadNodeIDUnknown}
+		switch id := n.NodeID.String(); {
+		case n.NodeID.Namespace() == 0 && n.NodeID.IntID() == idNamespaceArray:
+			v = &ua.DataValue{Value: ua.MustVariant(f.namespaces)}
+		case n.NodeID.Namespace() == 0 && n.NodeID.IntID() == idServerStartTime:
+			v = &ua.DataValue{Value: ua.MustVariant(f.started)}
+		case n.NodeID.Namespace() == 0 && n.NodeID.IntID() == idServerState:
+			v = &ua.DataValue{Value: ua.MustVariant(int32(0))}
+		case n.AttributeID == ua.AttributeIDValue:
+			v = f.value(id)
+		}
+		out.Results = append(out.Results, v)
+	}
+	return out, nil
+}
+
+func (f *fakeServer) createItems(r *ua.CreateMonitoredItemsRequest) (ua.Response, error) {
+	f.calls["CreateMonitoredItems"]++
+	if f.maxItems > 0 && len(r.ItemsToCreate) > f.maxItems {
+		return nil, ua.StatusBadTooManyOperations
+	}
+	s := f.subs[r.SubscriptionID]
+	if s == nil {
+		return nil, ua.StatusBadSubscriptionIDInvalid
+	}
+	out := &ua.CreateMonitoredItemsResponse{}
+	for _, it := range r.ItemsToCreate {
+		node, handle := it.ItemToMonitor.NodeID.String(), it.RequestedParameters.ClientHandle
+		res := &ua.MonitoredItemCreateResult{MonitoredItemID: handle, RevisedSamplingInterval: it.RequestedParameters.SamplingInterval}
+		if _, ok := f.values[node]; !ok {
+			res.StatusCode = ua.StatusBadNodeIDUnknown
+		} else if st := f.refuse[node]; st != 0 {
+			res.StatusCode = st
+		} else {
+			s.items[handle] = node
+			s.queue = append(s.queue, &ua.MonitoredItemNotification{ClientHandle: handle, Value: f.value(node)})
+		}
+		out.Results = append(out.Results, res)
+	}
+	f.changed()
+	return out, nil
+}
+
+func (s *fakeSub) available() []uint32 {
+	var out []uint32
+	for n := range s.kept {
+		out = append(out, n)
+	}
+	slices.Sort(out)
+	return out
+}
+
+func (f *fakeServer) publish(ctx context.Context, r *ua.PublishRequest, down chan struct{}) (ua.Response, error) {
+	f.mu.Lock()
+	for _, a := range r.SubscriptionAcknowledgements {
+		if s := f.subs[a.SubscriptionID]; s != nil {
+			delete(s.kept, a.SequenceNumber)
+			f.acked = append(f.acked, a.SequenceNumber)
+		}
+	}
+	f.mu.Unlock()
+	for {
+		f.mu.Lock()
+		wake := f.wake
+		res, due := f.next()
+		f.mu.Unlock()
+		if res != nil {
+			return res, nil
+		}
+		timer := time.NewTimer(due)
+		select {
+		case <-wake:
+		case <-timer.C:
+		case <-down:
+			timer.Stop()
+			return nil, io.EOF
+		case <-ctx.Done():
+			timer.Stop()
+			return nil, ctx.Err()
+		}
+		timer.Stop()
+	}
+}
+
+// next makes the next publish response, or says when to look again.
+func (f *fakeServer) next() (*ua.PublishResponse, time.Duration) {
+	due := time.Hour
+	if f.mute {
+		return nil, due
+	}
+	for id, s := range f.subs {
+		if len(s.queue) > 0 {
+			n := min(len(s.queue), 20)
+			s.seq++
+			m := &ua.NotificationMessage{SequenceNumber: s.seq, NotificationData: []*ua.ExtensionObject{
+				{Value: &ua.DataChangeNotification{MonitoredItems: slices.Clone(s.queue[:n])}}}}
+			s.queue, s.kept[s.seq], s.last = s.queue[n:], m, time.Now()
+			if f.hold[s.seq] {
+				continue
+			}
+			return &ua.PublishResponse{SubscriptionID: id, AvailableSequenceNumbers: s.available(), NotificationMessage: m}, 0
+		}
+		if left := s.keepalive - time.Since(s.last); left > 0 {
+			due = min(due, left)
+			continue
+		}
+		s.last = time.Now()
+		return &ua.PublishResponse{SubscriptionID: id, AvailableSequenceNumbers: s.available(), NotificationMessage: &ua.NotificationMessage{SequenceNumber: s.seq + 1}}, 0
+	}
+	return nil, due
+}
+
+func (f *fakeServer) count(call string) int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.calls[call]
+}
+
+// fakeSource makes a source that talks to f.
+func fakeSource(t *testing.T, f *fakeServer, cfg Config, resume func() []byte) (*Source, *sources.Status) {
+	t.Helper()
+	if cfg.SecurityPolicy == "" {
+		cfg.SecurityPolicy, cfg.SecurityMode = "None", "None"
+	}
+	status := sources.NewStatus("s", protocol)
+	src, err := New("s", "opc.tcp://fake:4840", nil, cfg, Deps{Logger: slog.New(slog.DiscardHandler), Status: status, Resume: resume})
+	if err != nil {
+		t.Fatal(err)
+	}
+	resumed := false
+	src.connect = f.connect(&resumed)
+	return src, status
+}
+
+// pipe is a pipeline that calls everything durable.
+type pipe struct {
+	mu      sync.Mutex
+	records []abi.Record
+	resume  []byte
+}
+
+func (p *pipe) emit(_ context.Context, b sources.Batch, done func(error)) error {
+	p.mu.Lock()
+	p.records = append(p.records, b.Records...)
+	if b.Resume != nil {
+		p.resume = b.Resume
+	}
+	p.mu.Unlock()
+	done(nil)
+	return nil
+}
+
+func (p *pipe) all() []abi.Record {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.records)
+}
+
+func (p *pipe) point() []byte {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.resume
+}

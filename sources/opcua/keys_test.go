@@ -1,0 +1,203 @@
+package opcua
+
+import (
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/pem"
+	"log/slog"
+	"math/big"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/edgehost/edgehost/sources/sourcetest"
+)
+
+var quiet = slog.New(slog.DiscardHandler)
+
+func TestKeyForms(t *testing.T) {
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p1 := x509.MarshalPKCS1PrivateKey(key)
+	p8, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, b := range map[string][]byte{
+		"PKCS#1 DER": p1, "PKCS#8 DER": p8,
+		"PKCS#1 PEM": pem.EncodeToMemory(&pem.Block{Type: "RSA PRIVATE KEY", Bytes: p1}),
+		"PKCS#8 PEM": pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: p8}),
+	} {
+		if got, err := parseKey(b); err != nil || !got.Equal(key) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for name, b := range map[string][]byte{"nothing": nil, "text": []byte("hello"),
+		"encrypted": pem.EncodeToMemory(&pem.Block{Type: "ENCRYPTED PRIVATE KEY", Bytes: p8})} {
+		if _, err := parseKey(b); err == nil {
+			t.Errorf("%s is accepted as a key", name)
+		}
+	}
+}
+
+func TestOwnCertificate(t *testing.T) {
+	c := Config{ApplicationURI: "urn:test:app"}.withDefaults()
+	paths := c.ownPaths(t.TempDir())
+	first, err := ownIdentity(c, paths, quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if first.applicationURI() != "urn:test:app" || first.cert.KeyUsage&x509.KeyUsageDataEncipherment == 0 {
+		t.Errorf("certificate %+v", first.cert)
+	}
+	if st, err := os.Stat(paths.key); err != nil || st.Mode().Perm() != 0o600 {
+		t.Errorf("key file %v, %v; want mode 0600", st.Mode(), err)
+	}
+	again, err := ownIdentity(c, paths, quiet)
+	if err != nil || again.thumbprint() != first.thumbprint() {
+		t.Errorf("second start made another certificate (%v)", err)
+	}
+	// Renewal: fewer days left than asked for.
+	c.CertificateRenewDays = ownYears*366 + 1
+	renewed, err := ownIdentity(c, paths, quiet)
+	if err != nil || renewed.thumbprint() == first.thumbprint() || !renewed.key.Equal(first.key) || renewed.applicationURI() != "urn:test:app" {
+		t.Errorf("renewed %v: want a new certificate for the same key and URI", err)
+	}
+	if old := previousIdentity(paths, renewed); old == nil || old.thumbprint() != first.thumbprint() {
+		t.Error("the certificate before the renewal is not kept")
+	}
+	// Somebody else's certificate is never renewed by us.
+	foreign := sourcetest.NewCA(t)
+	if _, err := loadIdentity(foreign.CertFile, paths.key, quiet); err == nil || !strings.Contains(err.Error(), "belong") {
+		t.Errorf("a key of another certificate is accepted: %v", err)
+	}
+	if err := os.Remove(paths.key); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ownIdentity(c, paths, quiet); err == nil {
+		t.Error("a certificate without its key is replaced silently")
+	}
+}
+
+func selfSigned(t *testing.T, notAfter time.Time) *x509.Certificate {
+	t.Helper()
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tpl := &x509.Certificate{SerialNumber: big.NewInt(time.Now().UnixNano()), NotBefore: time.Now().Add(-time.Hour), NotAfter: notAfter, DNSNames: []string{"plc"}}
+	der, err := x509.CreateCertificate(rand.Reader, tpl, tpl, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func TestTrust(t *testing.T) {
+	a, b := selfSigned(t, time.Now().Add(time.Hour)), selfSigned(t, time.Now().Add(time.Hour))
+	expired := selfSigned(t, time.Now().Add(-time.Minute))
+	dir := t.TempDir()
+	pin := filepath.Join(dir, "pin.der")
+	if err := os.WriteFile(pin, a.Raw, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	conf := func(mode string) Config {
+		return Config{Trust: TrustConfig{Mode: mode, Dir: filepath.Join(dir, mode, "trusted"), ServerCertificatePath: pin}}
+	}
+	check := func(c Config, cert *x509.Certificate) error {
+		_, err := c.CertStore(dir).check(c, "plc:4840", cert.Raw)
+		return err
+	}
+	refused := func(err error, says string) {
+		t.Helper()
+		if err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("want a refusal that says %q, got %v", says, err)
+		}
+	}
+	list := conf("list")
+	refused(check(list, a), "certs trust "+Thumbprint(a.Raw))
+	store := list.CertStore(dir)
+	if info, err := store.Trust(Thumbprint(a.Raw)[:8]); err != nil || !info.Trusted {
+		t.Fatalf("trust: %+v, %v", info, err)
+	}
+	if err := check(list, a); err != nil {
+		t.Errorf("trusted certificate refused: %v", err)
+	}
+	if info, err := store.Reject(Thumbprint(a.Raw)); err != nil || info.Trusted {
+		t.Fatalf("reject: %+v, %v", info, err)
+	}
+	refused(check(list, a), "not trusted")
+	if all, err := store.List(); err != nil || len(all) != 1 || all[0].Trusted {
+		t.Errorf("list %+v, %v", all, err)
+	}
+	if _, err := store.Trust("FFFF"); err == nil {
+		t.Error("an unknown thumbprint was trusted")
+	}
+	refused(check(conf("pin"), b), "pinned")
+	if err := check(conf("pin"), a); err != nil {
+		t.Error(err)
+	}
+	tofu := conf("tofu")
+	if err := check(tofu, a); err != nil {
+		t.Errorf("first use refused: %v", err)
+	}
+	if err := check(tofu, a); err != nil {
+		t.Errorf("second use refused: %v", err)
+	}
+	refused(check(tofu, b), "changed")
+	refused(check(conf("ca"), a), "not issued by a CA")
+	refused(check(list, expired), "valid from")
+	if err := check(conf("insecure"), expired); err != nil {
+		t.Error(err)
+	}
+	host := conf("pin")
+	host.Trust.CheckHostname = true
+	refused(check(host, a), "not for host")
+}
+
+func TestTrustCA(t *testing.T) {
+	ca := sourcetest.NewCA(t)
+	file, _ := ca.Issue(t, "plc", time.Now().Add(time.Hour))
+	dir := filepath.Join(t.TempDir(), "trusted")
+	c := Config{Trust: TrustConfig{Mode: "ca", Dir: dir}}
+	root, err := os.ReadFile(ca.CertFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.CertStore("").Import(root); err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := parseCertificate(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.CertStore("").check(c, "plc", cert.Raw); err != nil {
+		t.Errorf("a certificate of the trusted CA is refused: %v", err)
+	}
+}
+
+func FuzzKeysAndCertificates(f *testing.F) {
+	f.Add([]byte("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"))
+	f.Add([]byte{0x30, 0x82})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if k, err := parseKey(b); err == nil && k == nil {
+			t.Error("no key and no error")
+		}
+		if c, err := parseCertificate(b); err == nil && c == nil {
+			t.Error("no certificate and no error")
+		}
+	})
+}

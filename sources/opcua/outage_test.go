@@ -1,0 +1,192 @@
+//go:build conformance
+
+package opcua
+
+import (
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/edgehost/edgehost/abi"
+	"github.com/edgehost/edgehost/sources"
+)
+
+func behindProxy(t *testing.T, p *peer) (*faultProxy, string) {
+	t.Helper()
+	u, err := url.Parse(p.url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	proxy := startProxy(t, u.Host)
+	return proxy, "opc.tcp://" + proxy.addr + u.Path
+}
+
+func wait(d time.Duration) { <-time.After(d) }
+
+// outage runs a source over ten counters at ten changes a second, does the
+// fault, and returns how many values were lost.
+func outage(t *testing.T, cfg Config, fault func(p *peer, proxy *faultProxy, r *rig)) (lost int, r *rig) {
+	t.Helper()
+	p := startPeer(t, map[string]any{"counters": 10, "everyMs": 100})
+	proxy, url := behindProxy(t, p)
+	r = run(t, url, cfg, &collector{})
+	r.awaitState(t, sources.Connected)
+	wait(2 * time.Second)
+	fault(p, proxy, r)
+	r.awaitState(t, sources.Connected)
+	wait(4 * time.Second)
+	last := uint64(p.tell(t, "freeze"))
+	eventually(t, "the last value", 30*time.Second, func() bool { return r.col.numbers()["nsu=urn:edgehost:test;s=Counter0"][last] > 0 })
+	r.stop()
+	return checkCounters(t, r.col, 10), r
+}
+
+func wantNothingLost(t *testing.T, lost int, r *rig) {
+	t.Helper()
+	if lost != 0 {
+		t.Errorf("%d values lost; counters %v", lost, r.status.Snapshot().Counters)
+	}
+	if gaps := r.status.Snapshot().Counters[metricGaps]; gaps != 0 {
+		t.Errorf("%v gaps counted although nothing was lost", gaps)
+	}
+}
+
+func TestSmokeOutageKill(t *testing.T) {
+	lost, r := outage(t, counterConfig(10), func(_ *peer, proxy *faultProxy, _ *rig) { proxy.cut(false) })
+	wantNothingLost(t, lost, r)
+}
+
+func TestOutageReset(t *testing.T) {
+	lost, r := outage(t, counterConfig(10), func(_ *peer, proxy *faultProxy, _ *rig) { proxy.cut(true) })
+	wantNothingLost(t, lost, r)
+}
+
+func TestOutageRefused11s(t *testing.T) {
+	lost, r := outage(t, counterConfig(10), func(_ *peer, proxy *faultProxy, _ *rig) {
+		proxy.refuseAll()
+		wait(11 * time.Second)
+		proxy.listen(t)
+	})
+	wantNothingLost(t, lost, r)
+	if r.status.Snapshot().Counters[metricRepublished] == 0 {
+		t.Error("nothing was republished: the outage missed")
+	}
+}
+
+func TestOutageStalled25s(t *testing.T) {
+	lost, r := outage(t, counterConfig(10), func(_ *peer, proxy *faultProxy, r *rig) {
+		proxy.stall.Store(true)
+		wait(10 * time.Second)
+		if s := r.status.Snapshot(); s.State == sources.Connected {
+			t.Error("connected although nothing came for 10 s")
+		}
+		wait(15 * time.Second)
+		proxy.stall.Store(false)
+	})
+	wantNothingLost(t, lost, r)
+}
+
+func TestOutageSessionExpired(t *testing.T) {
+	cfg := counterConfig(10)
+	cfg.SessionTimeoutSeconds = 10
+	lost, r := outage(t, cfg, func(_ *peer, proxy *faultProxy, _ *rig) {
+		proxy.refuseAll()
+		wait(20 * time.Second)
+		proxy.listen(t)
+	})
+	wantNothingLost(t, lost, r)
+}
+
+// TestSmokeOwnKill drops a running source as kill -9 does, six seconds later a
+// new one starts with the committed resume point.
+func TestSmokeOwnKill(t *testing.T) {
+	p := startPeer(t, map[string]any{"counters": 10, "everyMs": 100})
+	proxy, url := behindProxy(t, p)
+	col := &collector{}
+	first := run(t, url, counterConfig(10), col)
+	first.awaitState(t, sources.Connected)
+	wait(3 * time.Second)
+	// No farewell reaches the server: the connection is cut while nothing is
+	// accepted any more.
+	proxy.refuseAll()
+	first.stop()
+	wait(6 * time.Second)
+	proxy.listen(t)
+	second := run(t, url, counterConfig(10), col)
+	second.awaitState(t, sources.Connected)
+	wait(3 * time.Second)
+	last := uint64(p.tell(t, "freeze"))
+	eventually(t, "the last value", 30*time.Second, func() bool { return col.numbers()["nsu=urn:edgehost:test;s=Counter0"][last] > 0 })
+	second.stop()
+	wantNothingLost(t, checkCounters(t, col, 10), second)
+	if second.status.Snapshot().Counters[metricResumes] != 1 {
+		t.Errorf("subscription was not taken over: %v", second.status.Snapshot().Counters)
+	}
+}
+
+// TestOutageServerRestart kills the server and starts it again with its
+// namespaces in another order and one node gone: ids are resolved anew, the
+// missing node fails alone, and the hole is counted.
+func TestOutageServerRestart(t *testing.T) {
+	p := startPeer(t, map[string]any{"counters": 10, "everyMs": 100, "namespaces": []string{"urn:edgehost:test", "urn:edgehost:other"}})
+	col := &collector{}
+	r := run(t, p.url, counterConfig(10), col)
+	r.awaitState(t, sources.Connected)
+	before := col.all()[0]
+	p.kill()
+	r.awaitState(t, sources.Reconnecting)
+	p.opts["namespaces"] = []string{"urn:edgehost:other", "urn:edgehost:test"}
+	p.opts["without"] = []string{"Counter3"}
+	mark := len(col.all())
+	p.start(t)
+	r.awaitState(t, sources.Degraded)
+	got := map[string]bool{}
+	eventually(t, "values of the other nine", 30*time.Second, func() bool {
+		for _, rec := range col.all()[mark:] {
+			if rec.Status == 0 {
+				got[rec.Address] = true
+			}
+		}
+		return len(got) == 9
+	})
+	after := col.all()[len(col.all())-1]
+	a, _ := before.Attr(abi.AttrNamespace)
+	b, _ := after.Attr(abi.AttrNamespace)
+	if a == b {
+		t.Errorf("namespace index is %v before and after, although the order changed", a.AsInt())
+	}
+	if got["nsu=urn:edgehost:test;s=Counter3"] {
+		t.Error("the removed node still delivers")
+	}
+	if d := r.status.Snapshot(); d.Counters[metricGaps] == 0 || !strings.Contains(d.Detail, "Counter3") {
+		t.Errorf("want a gap counted and Counter3 named: %+v", d)
+	}
+	// The node comes back: it is tried again alone.
+	p.tell(t, "add Counter3")
+	eventually(t, "the node that came back", 90*time.Second, func() bool { return r.status.Snapshot().State == sources.Connected })
+}
+
+// TestOutageQueueTooSmall: what does not fit the server's queue is lost, flagged
+// and counted, not hidden.
+func TestOutageQueueTooSmall(t *testing.T) {
+	cfg := counterConfig(10)
+	cfg.Defaults.QueueSize = new(20)
+	cfg.KeepaliveCount = 30
+	cfg.PublishRequests = 1
+	lost, r := outage(t, cfg, func(_ *peer, proxy *faultProxy, _ *rig) {
+		proxy.refuseAll()
+		wait(8 * time.Second)
+		proxy.listen(t)
+	})
+	over := 0
+	for _, rec := range r.col.all() {
+		if v, ok := rec.Attr(abi.AttrOverflow); ok && v.AsBool() {
+			over++
+		}
+	}
+	if lost > 0 && over == 0 && r.status.Snapshot().Counters[metricGaps] == 0 {
+		t.Errorf("%d values lost without a flag or a gap: %v", lost, r.status.Snapshot().Counters)
+	}
+	t.Logf("lost %d, flagged %d, gaps %v", lost, over, r.status.Snapshot().Counters[metricGaps])
+}
