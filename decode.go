@@ -13,7 +13,6 @@ import (
 	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
 	"github.com/goccy/go-yaml/parser"
-	"github.com/goccy/go-yaml/token"
 )
 
 // problem is one thing that is wrong with a configuration file.
@@ -464,54 +463,6 @@ func kindName(k reflect.Kind) string {
 	}
 }
 
-func scalarText(n ast.Node) (text string, quoted, ok bool) {
-	switch node := n.(type) {
-	case *ast.StringNode:
-		t := node.GetToken().Type
-		return node.Value, t == token.SingleQuoteType || t == token.DoubleQuoteType, true
-	case *ast.LiteralNode:
-		return node.Value.Value, true, true
-	case *ast.IntegerNode, *ast.FloatNode, *ast.BoolNode, *ast.InfinityNode, *ast.NanNode, *ast.NullNode:
-		return node.GetToken().Value, false, true
-	}
-	return "", false, false
-}
-
-func isScalar(n ast.Node) bool { _, _, ok := scalarText(n); return ok }
-func isNull(n ast.Node) bool   { return n.Type() == ast.NullType }
-
-func describe(n ast.Node) string {
-	switch n.(type) {
-	case *ast.MappingNode, *ast.MappingValueNode:
-		return "a block of keys"
-	case *ast.SequenceNode:
-		return "a list"
-	}
-	return "a single value"
-}
-
-// position is where a reader sees n begin.
-func position(n ast.Node) place {
-	switch node := n.(type) {
-	case *ast.MappingNode:
-		if !node.IsFlowStyle && len(node.Values) > 0 {
-			return position(node.Values[0].Key)
-		}
-	case *ast.MappingValueNode:
-		return position(node.Key)
-	case *ast.LiteralNode:
-		return tokenPlace(node.Start)
-	}
-	return tokenPlace(n.GetToken())
-}
-
-func tokenPlace(t *token.Token) place {
-	if t == nil || t.Position == nil {
-		return place{}
-	}
-	return place{line: t.Position.Line, col: t.Position.Column}
-}
-
 func join(path, name string) string {
 	if path == "" {
 		return name
@@ -538,66 +489,4 @@ func fieldsOf(t reflect.Type) []field {
 		out = append(out, field{name, f.Type, f.Index})
 	}
 	return out
-}
-
-// suggest names the key that was probably meant: one that is spelt alike, or one
-// of that very name in a block further in.
-func suggest(name string, fields []field) string {
-	names := make([]string, len(fields))
-	for i := range fields {
-		names[i] = fields[i].name
-	}
-	best := nearest(name, names)
-	for _, f := range fields {
-		t := f.typ
-		for t.Kind() == reflect.Pointer {
-			t = t.Elem()
-		}
-		if best == "" && t.Kind() == reflect.Struct && slices.ContainsFunc(fieldsOf(t), func(g field) bool { return g.name == name }) {
-			best = f.name + "." + name
-		}
-	}
-	return meant(best, names)
-}
-
-// nearest returns the name that is spelt most like name, "" when none is.
-func nearest(name string, names []string) string {
-	best, distance := "", max(2, len(name)/3)+1
-	for _, n := range names {
-		if d := levenshtein(name, n); d < min(distance, len(name)) {
-			best, distance = n, d
-		}
-	}
-	return best
-}
-
-// meant is the end of a sentence about an unknown name.
-func meant(best string, names []string) string {
-	switch {
-	case best != "":
-		return fmt.Sprintf("; did you mean %s?", best)
-	case len(names) == 0:
-		return ""
-	}
-	return "; known here: " + strings.Join(names, ", ")
-}
-
-func levenshtein(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diagonal
-			if a[i] != b[j] {
-				cost++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(cost, row[j]+1, row[j+1]+1)
-		}
-	}
-	return row[len(b)]
 }

@@ -62,7 +62,7 @@ func getHealth(ctx context.Context, url string) (body healthBody, err error) {
 	if err != nil {
 		return body, fmt.Errorf("ask for health: %w", err)
 	}
-	defer resp.Body.Close()
+	defer func() { _ = resp.Body.Close() }() // read to the end, or given up
 	if err := json.NewDecoder(io.LimitReader(resp.Body, 8<<20)).Decode(&body); err != nil {
 		return body, fmt.Errorf("whatever answers on %s is no edgehost: HTTP %s", url, resp.Status)
 	}

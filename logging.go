@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -27,6 +26,9 @@ func newLogger(c loggingConfig, stderr io.Writer, level *slog.LevelVar) (*slog.L
 		// not at the first line.
 		if err := os.MkdirAll(filepath.Dir(c.FilePath), 0o700); err != nil {
 			return nil, nil, fmt.Errorf("make directory of the log file: %w", err)
+		}
+		if info, err := os.Stat(c.FilePath); err == nil && !info.Mode().IsRegular() {
+			return nil, nil, fmt.Errorf("open log file: %s is not a file", c.FilePath)
 		}
 		f := &lumberjack.Logger{Filename: c.FilePath, MaxSize: c.MaxSizeMB, MaxBackups: c.MaxBackups, MaxAge: c.MaxAgeDays}
 		if _, err := f.Write(nil); err != nil {
@@ -68,5 +70,5 @@ func logLevel(name string) (slog.Level, error) {
 	case "ERROR":
 		return slog.LevelError, nil
 	}
-	return 0, errors.New(fmt.Sprintf("%q is none of DEBUG, INFO, WARN, ERROR", name))
+	return 0, fmt.Errorf("%q is none of DEBUG, INFO, WARN, ERROR", name)
 }

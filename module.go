@@ -96,7 +96,7 @@ func readModule(c *cli.Context, path string) ([]byte, error) {
 		if err != nil {
 			return nil, fmt.Errorf("read module: %w", err)
 		}
-		defer f.Close()
+		defer func() { _ = f.Close() }() // only read
 		in = f
 	}
 	wasm, err := io.ReadAll(io.LimitReader(in, control.MaxModule+1))

@@ -71,7 +71,10 @@ func serveAction(c *cli.Context, open openHost) (err error) {
 	defer func() { err = errors.Join(err, logFile.Close()) }()
 	harden(cfg, log)
 	log.Info("starting", "component", "serve", "version", version, "config", c.String("config"), "state_dir", cfg.StateDir,
-		"socket", cfg.socket(), "sources", len(cfg.Sources), "pipelines", len(cfg.plan()), "not_in_force", cfg.NotInForce())
+		"socket", cfg.socket(), "sources", len(cfg.Sources), "pipelines", len(cfg.plan()))
+	if keys := cfg.NotInForce(); len(keys) > 0 {
+		log.Warn("some keys of the configuration have no effect", "component", "serve", "not_in_force", keys)
+	}
 	h, err := open(c.Context, cfg, log)
 	if err != nil {
 		return fmt.Errorf("start: %w", err)

@@ -29,7 +29,7 @@ func Listen(path string) (net.Listener, error) {
 		return nil, Errorf(Invalid, "open control socket: %s exists and is not a socket; set control.socket to another path", path)
 	default:
 		if conn, err := net.DialTimeout("unix", path, time.Second); err == nil {
-			conn.Close()
+			_ = conn.Close() // it was only to see whether somebody answers
 			return nil, Errorf(Busy, "open control socket: another edgehost listens on %s; stop it, or give this one its own state_dir", path)
 		}
 		if err := os.Remove(path); err != nil {
@@ -45,7 +45,7 @@ const maxSocketPath = 103 - len("/.c-0123456789/s")
 
 // listenPrivate makes the socket in a directory that nobody else can enter and
 // then moves it, so that it is never open to others, not even for a moment.
-func listenPrivate(path string) (net.Listener, error) {
+func listenPrivate(path string) (l net.Listener, err error) {
 	if len(path) > maxSocketPath {
 		return nil, Errorf(Invalid, "open control socket: %s has %d bytes, a socket's path at most %d; set control.socket to a shorter one",
 			path, len(path), maxSocketPath)
@@ -57,16 +57,15 @@ func listenPrivate(path string) (net.Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open control socket: %w", err)
 	}
-	defer os.RemoveAll(private)
+	defer func() { err = errors.Join(err, os.RemoveAll(private)) }()
 	tmp := filepath.Join(private, "s")
-	l, err := net.Listen("unix", tmp)
+	l, err = net.Listen("unix", tmp)
 	if err != nil {
 		return nil, fmt.Errorf("open control socket: %w", err)
 	}
 	l.(*net.UnixListener).SetUnlinkOnClose(false)
 	if err := errors.Join(os.Chmod(tmp, 0o600), os.Rename(tmp, path)); err != nil {
-		l.Close()
-		return nil, fmt.Errorf("open control socket: %w", err)
+		return nil, fmt.Errorf("open control socket: %w", errors.Join(err, l.Close()))
 	}
 	return listener{l, path}, nil
 }

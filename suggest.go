@@ -1,0 +1,70 @@
+package main
+
+import (
+	"fmt"
+	"reflect"
+	"slices"
+	"strings"
+)
+
+// suggest names the key that was probably meant: one that is spelt alike, or one
+// of that very name in a block further in.
+func suggest(name string, fields []field) string {
+	names := make([]string, len(fields))
+	for i := range fields {
+		names[i] = fields[i].name
+	}
+	best := nearest(name, names)
+	for _, f := range fields {
+		t := f.typ
+		for t.Kind() == reflect.Pointer {
+			t = t.Elem()
+		}
+		if best == "" && t.Kind() == reflect.Struct && slices.ContainsFunc(fieldsOf(t), func(g field) bool { return g.name == name }) {
+			best = f.name + "." + name
+		}
+	}
+	return meant(best, names)
+}
+
+// nearest returns the name that is spelt most like name, "" when none is.
+func nearest(name string, names []string) string {
+	best, distance := "", max(2, len(name)/3)+1
+	for _, n := range names {
+		if d := levenshtein(name, n); d < min(distance, len(name)) {
+			best, distance = n, d
+		}
+	}
+	return best
+}
+
+// meant is the end of a sentence about an unknown name.
+func meant(best string, names []string) string {
+	switch {
+	case best != "":
+		return fmt.Sprintf("; did you mean %s?", best)
+	case len(names) == 0:
+		return ""
+	}
+	return "; known here: " + strings.Join(names, ", ")
+}
+
+func levenshtein(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := diagonal
+			if a[i] != b[j] {
+				cost++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(cost, row[j]+1, row[j+1]+1)
+		}
+	}
+	return row[len(b)]
+}
