@@ -1,0 +1,271 @@
+package sandbox_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/edgehost/edgehost/abi"
+	"github.com/edgehost/edgehost/host/sandbox"
+)
+
+// guests are the Go modules that tests have built, each once.
+var guests = struct {
+	sync.Mutex
+	dir   string
+	built map[string][]byte
+}{built: map[string][]byte{}}
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if guests.dir != "" {
+		os.RemoveAll(guests.dir)
+	}
+	os.Exit(code)
+}
+
+// example is the wasm of examples/<name>, built with the Go toolchain.
+func example(t testing.TB, name string) []byte {
+	t.Helper()
+	return build(t, "../../examples/"+name)
+}
+
+// build is the wasm of a Go package, built as module authors build it.
+func build(t testing.TB, dir string) []byte {
+	t.Helper()
+	name := filepath.Base(dir)
+	guests.Lock()
+	defer guests.Unlock()
+	if b := guests.built[name]; b != nil {
+		return b
+	}
+	if guests.dir == "" {
+		dir, err := os.MkdirTemp("", "edgehost-guests")
+		if err != nil {
+			t.Fatal(err)
+		}
+		guests.dir = dir
+	}
+	out := filepath.Join(guests.dir, name+".wasm")
+	cmd := exec.Command("go", "build", "-buildmode=c-shared", "-ldflags=-s -w", "-o", out, dir)
+	cmd.Env = append(os.Environ(), "GOOS=wasip1", "GOARCH=wasm", "CGO_ENABLED=0")
+	if msg, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("build %s: %v\n%s", name, err, msg)
+	}
+	b, err := os.ReadFile(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	guests.built[name] = b
+	return b
+}
+
+func newHost(t testing.TB) *sandbox.Host {
+	t.Helper()
+	h, err := sandbox.New(sandbox.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := h.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return h
+}
+
+func compile(t testing.TB, h *sandbox.Host, wasm []byte) *sandbox.Module {
+	t.Helper()
+	m, err := h.Compile(t.Context(), wasm)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+func instantiate(t testing.TB, m *sandbox.Module, env sandbox.Env) *sandbox.Instance {
+	t.Helper()
+	if env.Logger == nil {
+		env.Logger = slog.New(slog.DiscardHandler)
+	}
+	i, err := m.Instantiate(t.Context(), env)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { i.Close(context.Background()) })
+	return i
+}
+
+// batch makes n records of float64 values 0..n-1.
+func batch(n int) *abi.Batch {
+	b := &abi.Batch{Seq: 7, Time: 1_700_000_000_000_000}
+	for i := range n {
+		b.Records = append(b.Records, abi.Record{
+			EventTime: 1_700_000_000_000_000 + int64(i), IngestTime: 1_700_000_000_000_500,
+			Source: "plant", Address: fmt.Sprintf("line1/pump%d/temperature", i%100), Protocol: abi.ProtocolMQTT,
+			Value: abi.Float(float64(i)),
+			Attrs: []abi.Attr{{Key: abi.AttrQoS, Value: abi.Int(1)}, {Key: abi.AttrUnit, Value: abi.String("°C")}},
+		})
+	}
+	return b
+}
+
+func TestScaleExample(t *testing.T) {
+	m := compile(t, newHost(t), example(t, "scale"))
+	i := instantiate(t, m, sandbox.Env{Name: "scale", Config: map[string]string{"factor": "1.8", "offset": "32", "unit": "°F", "prefix": "f/"}})
+	in := batch(1000)
+	for range 3 {
+		res, err := i.Process(t.Context(), in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(res.Out) != 1000 || len(res.Rejects) != 0 || res.Fuel < 10_000 || res.Fuel > 10_000_000 {
+			t.Fatalf("%d out, %d rejects, %d units of fuel", len(res.Out), len(res.Rejects), res.Fuel)
+		}
+		for k, o := range res.Out {
+			unit, _ := o.Attr(abi.AttrUnit)
+			qos, _ := o.Attr(abi.AttrQoS)
+			want := float64(k)*1.8 + 32
+			if o.Index != k || o.Value != abi.Float(want) || unit != abi.String("°F") || qos != abi.Int(1) || o.Address != "f/"+in.Records[k].Address || o.Source != "plant" {
+				t.Fatalf("record %d: %+v", k, o)
+			}
+		}
+	}
+	if unit, _ := in.Records[5].Attr(abi.AttrUnit); unit != abi.String("°C") {
+		t.Error("the input was changed")
+	}
+}
+
+func TestRouteExample(t *testing.T) {
+	m := compile(t, newHost(t), example(t, "route"))
+	i := instantiate(t, m, sandbox.Env{Name: "route", Outputs: map[string]uint32{"second": 3}, Config: map[string]string{"prefix": "line1/pump7/"}})
+	in := batch(100)
+	in.Records[1].Attrs = append(in.Records[1].Attrs, abi.Attr{Key: "seq", Value: abi.Int(40)})
+	in.Records[10].Value = abi.String("ten")
+	res, err := i.Process(t.Context(), in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for k, o := range res.Out {
+		second := k == 1 || k == 7 || (k%10 == 0 && k != 10)
+		if want := map[bool]uint32{true: 3}[second]; o.Handle != want || o.Index != k {
+			t.Errorf("record %d goes to output %d, want %d", k, o.Handle, want)
+		}
+	}
+	_, err = m.Instantiate(t.Context(), sandbox.Env{Name: "route", Logger: slog.New(slog.DiscardHandler)})
+	var refusal *sandbox.Refusal
+	if !errors.As(err, &refusal) || !strings.Contains(err.Error(), "output second is not configured") {
+		t.Errorf("without the output: error %v", err)
+	}
+}
+
+func TestThresholdExample(t *testing.T) {
+	m := compile(t, newHost(t), example(t, "threshold"))
+	i := instantiate(t, m, sandbox.Env{Name: "threshold", Config: map[string]string{"above": "49"}})
+	in := batch(100)
+	in.Records[99].Value = abi.String("broken")
+	in.Records[3].Value = abi.Value{}
+	res, err := i.Process(t.Context(), in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(res.Out) != 49 || res.Out[0].Index != 50 || res.Out[48].Index != 98 || res.Out[48].Address != in.Records[98].Address {
+		t.Errorf("%d out: %+v", len(res.Out), res.Out)
+	}
+	if want := []abi.Reject{{Index: 3, Reason: "the value is no number"}, {Index: 99, Reason: "the value is no number"}}; !slices.Equal(res.Rejects, want) {
+		t.Errorf("rejects %+v", res.Rejects)
+	}
+	bad := sandbox.Env{Name: "threshold", Config: map[string]string{"above": "high"}, Logger: slog.New(slog.DiscardHandler)}
+	if _, err := m.Instantiate(t.Context(), bad); err == nil || !strings.Contains(err.Error(), "config key above: high is no number") {
+		t.Errorf("bad config: error %v", err)
+	}
+}
+
+// A panic in a Go module is a trap with the panic's words, again and again, and the
+// next batch works each time.
+func TestGoPanicIsATrap(t *testing.T) {
+	m := compile(t, newHost(t), build(t, "./testdata/guests/faulty"))
+	i := instantiate(t, m, sandbox.Env{Name: "faulty", Revision: "r1"})
+	for range 20 {
+		in := batch(50)
+		in.Records[20].Address = "panic"
+		_, err := i.Process(t.Context(), in)
+		var f *sandbox.Fault
+		if !errors.As(err, &f) || f.Class != sandbox.ClassTrap || !strings.Contains(f.Message, "index out of range") {
+			t.Fatalf("error %v", err)
+		}
+		res, err := i.Process(t.Context(), batch(50))
+		if err != nil || len(res.Out) != 50 {
+			t.Fatalf("the next batch: %v", err)
+		}
+	}
+	for address, class := range map[string]sandbox.Class{"recurse": sandbox.ClassDepth, "loop": sandbox.ClassFuel, "exit": sandbox.ClassTrap, "allocate": sandbox.ClassMemory} {
+		in := batch(1)
+		in.Records[0].Address = address
+		_, err := i.Process(t.Context(), in)
+		var f *sandbox.Fault
+		if !errors.As(err, &f) || f.Class != class {
+			t.Errorf("%s: error %v, want class %s", address, err, class)
+		}
+		if res, err := i.Process(t.Context(), batch(50)); err != nil || len(res.Out) != 50 {
+			t.Fatalf("the batch after %s: %v", address, err)
+		}
+	}
+	for _, size := range []int{40 << 20, 70 << 20} { // more than the module's memory, more than any batch may have
+		in := batch(1)
+		in.Records[0].Value = abi.String(strings.Repeat("x", size))
+		_, err := i.Process(t.Context(), in)
+		var f *sandbox.Fault
+		if !errors.As(err, &f) || f.Class != sandbox.ClassMemory {
+			t.Errorf("%d bytes: error %v", size, err)
+		}
+		if res, err := i.Process(t.Context(), batch(50)); err != nil || len(res.Out) != 50 {
+			t.Fatalf("the batch after %d bytes: %v", size, err)
+		}
+	}
+	in := batch(1)
+	in.Records[0].Address = "clocks"
+	res, err := i.Process(t.Context(), in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The wall clock is the batch's, and an hour's sleep takes no time.
+	if got := res.Out[0].Value; got != abi.Int(in.Time) {
+		t.Errorf("the module's clock says %v", got.AsInt())
+	}
+}
+
+// What a Go module makes stays alive until the host has read it, whatever its garbage
+// collector does in between.
+func TestGoFanOutUnderGarbageCollection(t *testing.T) {
+	m := compile(t, newHost(t), build(t, "./testdata/guests/fanout"))
+	i := instantiate(t, m, sandbox.Env{Name: "fanout", Limits: sandbox.Limits{Deadline: time.Minute}})
+	in := batch(3000)
+	for range 3 {
+		res, err := i.Process(t.Context(), in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(res.Out) != 6000 {
+			t.Fatalf("%d out", len(res.Out))
+		}
+		for k := range in.Records {
+			first, second := res.Out[2*k], res.Out[2*k+1]
+			copied, _ := second.Attr("copy")
+			unit, _ := second.Attr(abi.AttrUnit)
+			if first.Index != k || first.Address != in.Records[k].Address || len(first.Attrs) != 2 ||
+				second.Address != fmt.Sprintf("%s/%d", in.Records[k].Address, k) || copied != abi.String(fmt.Sprint("copy ", k)) || unit != abi.String("°C") {
+				t.Fatalf("record %d: %+v, %+v", k, first, second)
+			}
+		}
+	}
+}

@@ -1,0 +1,175 @@
+// Package sandbox runs the modules of users on wazero: it admits, meters,
+// instantiates and calls them, and gives back what they made of a batch. It
+// knows the abi, not the pipelines.
+//
+//	wasm ──Compile──> Module ──Instantiate──> Instance ──Process──> Result | *Fault
+//	      scan, meter,        _initialize, init,         lay out, call,
+//	      compile, check      snapshot                   read back
+//
+// A module has its own memory, the functions of docs/abi.md and nothing else: no
+// files, no sockets, no clock but the batch's. It can neither stop the process nor
+// pause it: it is metered at load time, yields to the scheduler every slice of
+// fuel, and ends with a *Fault at its deadline. After a fault the instance is put
+// back into the state that it had after init, so that the next batch finds it whole.
+package sandbox
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/edgehost/edgehost/host/sandbox/meter"
+	"github.com/tetratelabs/wazero"
+	"github.com/tetratelabs/wazero/api"
+)
+
+// Config says how a Host is set up.
+type Config struct {
+	// CacheDir keeps compiled modules between starts; "" keeps none. It holds
+	// native code that will be executed: it must be a directory of mode 0700
+	// that belongs to the service.
+	CacheDir string
+	// Limits bound what Compile accepts; the zero value means DefaultLimits.
+	Limits Limits
+}
+
+// Host is the one wazero runtime of a process. All its methods may be called by
+// any number of goroutines.
+type Host struct {
+	runtime wazero.Runtime
+	cache   wazero.CompilationCache
+	limits  Limits
+
+	compiling sync.WaitGroup
+}
+
+// New starts a Host.
+func New(cfg Config) (*Host, error) {
+	ctx := context.Background()
+	rc := wazero.NewRuntimeConfigCompiler().
+		WithCoreFeatures(api.CoreFeaturesV2).
+		WithDebugInfoEnabled(false)
+	h := &Host{limits: cfg.Limits.orDefault()}
+	if cfg.CacheDir != "" {
+		cache, err := openCache(cfg.CacheDir)
+		if err != nil {
+			return nil, err
+		}
+		h.cache, rc = cache, rc.WithCompilationCache(cache)
+	}
+	h.runtime = wazero.NewRuntimeWithConfig(ctx, rc)
+	for _, build := range []func(context.Context, wazero.Runtime) error{exportEdgehost, exportWASI, exportYield} {
+		if err := build(ctx, h.runtime); err != nil {
+			h.Close()
+			return nil, fmt.Errorf("export host functions: %w", err)
+		}
+	}
+	return h, nil
+}
+
+// Close ends the runtime and frees the compiled code. All instances must be
+// closed before.
+func (h *Host) Close() error {
+	h.compiling.Wait()
+	ctx := context.Background()
+	err := h.runtime.Close(ctx)
+	if h.cache != nil {
+		if cerr := h.cache.Close(ctx); err == nil {
+			err = cerr
+		}
+	}
+	return err
+}
+
+// Module is one compiled revision of a module. Its methods may be called by any
+// number of goroutines.
+type Module struct {
+	host     *Host
+	compiled wazero.CompiledModule
+	digest   string
+	meter    *meter.Info
+	has      exportSet
+}
+
+// Compile admits and compiles a module. When the module itself is at fault the
+// error is a *Refusal that lists every reason found.
+func (h *Host) Compile(ctx context.Context, wasm []byte) (*Module, error) {
+	if err := precheck(wasm, h.limits.ModuleBytes); err != nil {
+		return nil, err
+	}
+	metered, info, err := instrument(wasm, h.limits)
+	if err != nil {
+		return nil, err
+	}
+	compiled, err := h.compile(ctx, metered)
+	if err != nil {
+		return nil, err
+	}
+	has, err := checkModule(compiled)
+	if err != nil {
+		compiled.Close(ctx)
+		return nil, err
+	}
+	sum := sha256.Sum256(wasm)
+	return &Module{host: h, compiled: compiled, digest: hex.EncodeToString(sum[:]), meter: info, has: has}, nil
+}
+
+// compile gives a module to the engine. The engine looks at a context only when it
+// compiles in goroutines of its own, where a panic of it would end the process; so it
+// runs in ours, and one that takes too long is left to end by itself: the meter
+// has bounded what it costs.
+func (h *Host) compile(ctx context.Context, wasm []byte) (wazero.CompiledModule, error) {
+	type result struct {
+		compiled wazero.CompiledModule
+		err      error
+	}
+	done := make(chan result, 1)
+	h.compiling.Go(func() {
+		defer func() {
+			if r := recover(); r != nil {
+				done <- result{err: refuse("the compiler cannot handle this module: %v", r)}
+			}
+		}()
+		compiled, err := h.runtime.CompileModule(context.WithoutCancel(ctx), wasm)
+		if err != nil {
+			err = refuse("not a valid WebAssembly module: %v", err)
+		}
+		done <- result{compiled, err}
+	})
+	late := time.NewTimer(h.limits.CompileDeadline)
+	defer late.Stop()
+	var err error
+	select {
+	case r := <-done:
+		return r.compiled, r.err
+	case <-ctx.Done():
+		err = fmt.Errorf("compile module: %w", ctx.Err())
+	case <-late.C:
+		err = refuse("compiling takes longer than %s: make the largest functions smaller", h.limits.CompileDeadline)
+	}
+	h.compiling.Go(func() {
+		if r := <-done; r.compiled != nil {
+			_ = r.compiled.Close(context.Background()) // nobody has it
+		}
+	})
+	return nil, err
+}
+
+// Digest is the SHA-256 of the module as it was given to Compile, in hex.
+func (m *Module) Digest() string { return m.digest }
+
+// Info is what admission learned about a module: imports, exports, sizes, tools.
+type Info = meter.Info
+
+// Info describes the module. It must not be changed.
+func (m *Module) Info() *Info { return m.meter }
+
+// Ticks reports whether the module wants to be called without input.
+func (m *Module) Ticks() bool { return m.has.tick }
+
+// Close frees the compiled code. All instances of the module must be closed
+// before.
+func (m *Module) Close(ctx context.Context) error { return m.compiled.Close(ctx) }
