@@ -190,6 +190,13 @@ func (b *bus) inUse() bool {
 	return len(b.members) > 0
 }
 
+// has reports whether m is still on the bus.
+func (b *bus) has(m *member) bool {
+	b.buses.mu.Lock()
+	defer b.buses.mu.Unlock()
+	return slices.Contains(b.members, m)
+}
+
 // retire closes the connection and takes the bus out of the registry, unless
 // somebody joined meanwhile. The quiet time after a failure is kept first, so
 // that the next bus on this line does not meet a late reply.
@@ -224,7 +231,10 @@ func (b *bus) tick(m *member, g *pollGroup) {
 		return
 	}
 	p := poller{bus: b, member: m, group: g, budget: splitsPerPoll}
-	if err := p.poll(); err != nil {
+	switch err := p.poll(); {
+	case err == errLeft:
+		return
+	case err != nil:
 		b.fail(err)
 		return
 	}
@@ -251,6 +261,9 @@ func (b *bus) connect() error {
 		return nil
 	}
 	b.pause(time.Until(b.quietUntil))
+	if !b.inUse() {
+		return errLeft
+	}
 	b.buses.mu.Lock()
 	b.conn = b.settings
 	b.buses.mu.Unlock()

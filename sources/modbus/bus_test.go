@@ -3,6 +3,7 @@ package modbus
 import (
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
 	"testing"
@@ -523,5 +524,37 @@ func TestBlockedSourceDoesNotHoldUpItsNeighbour(t *testing.T) {
 			t.Errorf("the neighbour got %d records in 11 polls, want 22", n)
 		}
 		stopAll(stopA, stopB)
+	})
+}
+
+// TestSourceThatLeavesStopsItsPoll ends a source in the middle of a poll of many
+// requests that all time out.
+func TestSourceThatLeavesStopsItsPoll(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		line := &fakeLine{answer: func(request) (data, error) { time.Sleep(time.Second); return data{}, errSilent }}
+		b := newBench(t, line, "modbus+rtutcp://h", "max_gap: 0\nretries: 0\nunit_breaker: {failures: 1000}\naddressing: zero_based\nregisters:\n"+
+			strings.Join([]string{"  - {address: 0, register_type: holding}", "  - {address: 10, register_type: holding}", "  - {address: 20, register_type: holding}"}, "\n"))
+		stop := b.run(t)
+		time.Sleep(500 * time.Millisecond)
+		begin := time.Now()
+		stop()
+		if took := time.Since(begin); took > 2*time.Second || len(line.requests()) != 1 || len(line.opens) != 1 {
+			t.Errorf("took %v, %v requests, opened %d times", took, line.requests(), len(line.opens))
+		}
+	})
+}
+
+func TestRefusedCertificateShowsAsSuch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		line := &fakeLine{answer: func(request) (data, error) {
+			return data{}, classify(&net.OpError{Op: "remote error", Err: errors.New("tls: certificate required")})
+		}}
+		b := newBench(t, line, "modbus+tls://h", oneRegister)
+		stop := b.run(t)
+		time.Sleep(500 * time.Millisecond)
+		if s := b.status.Snapshot(); s.State != sources.AuthFailed || !strings.Contains(s.Detail, "certificate required") {
+			t.Errorf("state %s: %s", s.State, s.Detail)
+		}
+		stop()
 	})
 }

@@ -98,11 +98,9 @@ func awaitAnswer(t *testing.T, endpoint, extra string) {
 	t.Helper()
 	b := real(t, endpoint, extra+"poll_interval_ms: 50\ntimeout_ms: 200\nunit_breaker: {retry_seconds: 0.05}\nregisters: [{address: 0, register_type: holding}]")
 	stop := b.run(t)
-	eventually(t, "the peer to answer", func() bool { return slices.Contains(states(b.status), sources.Connected) })
+	eventually(t, "the peer to answer", func() bool { return b.status.Snapshot().State == sources.Connected })
 	stop()
 }
-
-func states(s *sources.Status) []sources.State { return []sources.State{s.Snapshot().State} }
 
 // numbersConfig reads n registers that hold their own offsets.
 func numbersConfig(n int, extra string) string {
@@ -253,7 +251,7 @@ func TestServerRestart(t *testing.T) {
 	right := 0
 	eventually(t, "values", func() bool { right += checkNumbers(t, b); return right > 100 })
 	server.kill()
-	eventually(t, "the source to notice", func() bool { return slices.Contains(states(b.status), sources.Reconnecting) })
+	eventually(t, "the source to notice", func() bool { return b.status.Snapshot().State == sources.Reconnecting })
 	bad := 0
 	for _, r := range b.take() {
 		if r.Status != 0 {
@@ -284,7 +282,7 @@ func TestPlugIsPulled(t *testing.T) {
 	slave.kill()
 	os.Remove(l.master)
 	os.Remove(l.slave)
-	eventually(t, "the source to notice", func() bool { return slices.Contains(states(b.status), sources.Reconnecting) })
+	eventually(t, "the source to notice", func() bool { return b.status.Snapshot().State == sources.Reconnecting })
 	if detail := b.status.Snapshot().Detail; !strings.Contains(detail, "no such file") {
 		t.Errorf("detail is %q", detail)
 	}
@@ -334,7 +332,7 @@ func TestSmokeTLS(t *testing.T) {
 		state sources.State
 	}{
 		"another authority":     {fmt.Sprintf("ca_cert_path: %s, %s", otherCA, client), sources.AuthFailed},
-		"no client certificate": {"ca_cert_path: " + ca, sources.Degraded},
+		"no client certificate": {"ca_cert_path: " + ca, sources.AuthFailed},
 		"missing file":          {"ca_cert_path: /nowhere", sources.Failed},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -346,8 +344,7 @@ func TestSmokeTLS(t *testing.T) {
 						t.Fatal("got a value")
 					}
 				}
-				s := b.status.Snapshot()
-				return s.State == c.state || (c.state == sources.Degraded && s.State != sources.Connecting && s.Detail != "")
+				return b.status.Snapshot().State == c.state
 			})
 			t.Logf("%s: %s", b.status.Snapshot().State, b.status.Snapshot().Detail)
 			stop()

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/edgehost/edgehost/sources"
 )
 
 // The metrics of the modbus source, per source.
@@ -37,8 +39,11 @@ type poller struct {
 	down   error // the connection cannot be opened
 }
 
+// errLeft says that the source that asked is gone.
+var errLeft = errors.New("source left the connection")
+
 // poll reads every point of the group into p.out. Its error means that the
-// connection cannot be opened.
+// connection cannot be opened, or is errLeft.
 func (p *poller) poll() error {
 	points, now := p.member.points, time.Now()
 	refused, reasons, retry := p.group.memory.holesOf(p.group.points, now)
@@ -59,6 +64,9 @@ func (p *poller) poll() error {
 // and later polls go around them) or both halves are accepted (then the hole,
 // or a limit of the device, lies between them, and later polls cut there).
 func (p *poller) fetch(list []int) (hole bool) {
+	if p.down == nil && !p.bus.has(p.member) {
+		p.down = errLeft
+	}
 	if p.down != nil {
 		return false
 	}
@@ -137,6 +145,9 @@ func (p *poller) read(start uint16, count int) (data, time.Time, error) {
 		case err == nil:
 			p.unitAnswered(unit)
 			return d, at, nil
+		case sources.ErrorState(err) == sources.AuthFailed:
+			p.down = err
+			return data{}, at, err
 		case errors.As(err, &ex):
 			if ex == gatewayPath || ex == gatewaySilent {
 				p.unitFailed(unit, err)

@@ -274,12 +274,15 @@ unit_breaker: {failures: 1000, retry_seconds: 0.001}
 registers: [{address: 20, count: 10, register_type: holding}]
 `
 
+// impatient is oneBlock with a short time-out.
+var impatient = strings.Replace(oneBlock, "timeout_ms: 100", "timeout_ms: 20", 1)
+
 // framings runs a test over both framings of the wire.
-func framings(t *testing.T, script func(n int, r wireRequest, s *slave), check func(t *testing.T, b *bench, s *slave)) {
+func framings(t *testing.T, text string, script func(n int, r wireRequest, s *slave), check func(t *testing.T, b *bench, s *slave)) {
 	for _, rtu := range []bool{false, true} {
 		t.Run(fmt.Sprintf("rtu=%v", rtu), func(t *testing.T) {
 			s := newSlave(t, rtu, script)
-			b := real(t, s.endpoint(), oneBlock)
+			b := real(t, s.endpoint(), text)
 			stop := b.run(t)
 			check(t, b, s)
 			stop()
@@ -325,7 +328,7 @@ func TestDamagedRepliesGiveNoWrongValue(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			framings(t, damage(make), func(t *testing.T, b *bench, _ *slave) {
+			framings(t, impatient, damage(make), func(t *testing.T, b *bench, _ *slave) {
 				right := 0
 				eventually(t, "good values between damaged replies", func() bool { right += checkNumbers(t, b); return right >= 50 })
 			})
@@ -368,7 +371,7 @@ func TestSmokeExceptionsOverTheWire(t *testing.T) {
 			s.send(s.numbers(r))
 		}
 	}
-	framings(t, script, func(t *testing.T, b *bench, s *slave) {
+	framings(t, oneBlock, script, func(t *testing.T, b *bench, s *slave) {
 		seen := map[string]bool{}
 		right := 0
 		eventually(t, "values around the refused register", func() bool {
