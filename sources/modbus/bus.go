@@ -60,6 +60,7 @@ func (bs *Buses) join(s settings, m *member) error {
 func (bs *Buses) leave(m *member) {
 	bs.mu.Lock()
 	defer bs.mu.Unlock()
+	m.left.Store(true)
 	m.bus.members = slices.DeleteFunc(m.bus.members, func(o *member) bool { return o == m })
 	m.bus.poke()
 }
@@ -76,6 +77,7 @@ type member struct {
 	results chan result // waiting slots for each group: the bus never waits for a source
 	down    chan error  // one slot: the connection cannot be opened
 	bus     *bus
+	left    atomic.Bool // it is off the bus
 }
 
 // waiting is how many results of a group may wait to be emitted: one that the
@@ -88,6 +90,18 @@ type pollGroup struct {
 	next   time.Time    // bus only
 	queued atomic.Int32 // results that are not emitted yet, at most waiting
 	memory *memory
+
+	// The plan, made anew when memory has changed; bus only.
+	plan    [][]int
+	planned int // version of memory that plan is made of, -1: none
+}
+
+// runs returns the requests of the group's next poll.
+func (g *pollGroup) runs(l limits, points []Point) [][]int {
+	if v := g.memory.current(); v != g.planned {
+		g.plan, g.planned = l.runs(points, g.points, g.memory), v
+	}
+	return g.plan
 }
 
 // result is one poll of a group.
@@ -188,13 +202,6 @@ func (b *bus) inUse() bool {
 	b.buses.mu.Lock()
 	defer b.buses.mu.Unlock()
 	return len(b.members) > 0
-}
-
-// has reports whether m is still on the bus.
-func (b *bus) has(m *member) bool {
-	b.buses.mu.Lock()
-	defer b.buses.mu.Unlock()
-	return slices.Contains(b.members, m)
 }
 
 // retire closes the connection and takes the bus out of the registry, unless

@@ -45,12 +45,12 @@ var errLeft = errors.New("source left the connection")
 // poll reads every point of the group into p.out. Its error means that the
 // connection cannot be opened, or is errLeft.
 func (p *poller) poll() error {
-	points, now := p.member.points, time.Now()
+	now := time.Now()
 	refused, reasons, retry := p.group.memory.holesOf(p.group.points, now)
 	for i := range refused {
 		p.out = append(p.out, block{points: refused[i : i+1], at: now, err: reasons[i]})
 	}
-	for _, run := range p.member.limits.runs(points, p.group.points, p.group.memory) {
+	for _, run := range p.group.runs(p.member.limits, p.member.points) {
 		p.fetch(run)
 	}
 	if retry >= 0 {
@@ -64,7 +64,7 @@ func (p *poller) poll() error {
 // and later polls go around them) or both halves are accepted (then the hole,
 // or a limit of the device, lies between them, and later polls cut there).
 func (p *poller) fetch(list []int) (hole bool) {
-	if p.down == nil && !p.bus.has(p.member) {
+	if p.down == nil && p.member.left.Load() {
 		p.down = errLeft
 	}
 	if p.down != nil {

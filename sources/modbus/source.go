@@ -49,6 +49,9 @@ type Source struct {
 	states []pointState
 	attrs  [][]abi.Attr // by point: what never changes
 	forget atomic.Bool  // a batch was not stored: report everything anew
+	spare  []abi.Attr   // room for the attributes of the next records
+	last   int          // records of the last batch
+	ingest int64        // IngestTime of the records that are being made
 	dirty  bool         // a point became known, good or bad since the last report
 }
 
@@ -175,7 +178,7 @@ func (s *Source) member() *member {
 	m := &member{source: s.name, status: s.deps.Status, points: s.points, limits: c.limits(), retries: *c.Retries,
 		breaker: c.UnitBreaker, results: make(chan result, waiting*len(s.groups)), down: make(chan error, 1)}
 	for i, g := range s.groups {
-		m.groups = append(m.groups, &pollGroup{group: g, memory: s.memories[i]})
+		m.groups = append(m.groups, &pollGroup{group: g, memory: s.memories[i], planned: -1})
 	}
 	return m
 }
@@ -184,7 +187,7 @@ func (s *Source) member() *member {
 // them. The groups can be polled again afterwards.
 func (s *Source) deliver(ctx context.Context, emit sources.Emit, m *member, r result) error {
 	done := []*pollGroup{r.group}
-	recs := s.records(nil, r)
+	recs := s.records(make([]abi.Record, 0, s.last), r)
 	for more := true; more && len(recs) < sources.BatchRecords; {
 		select {
 		case r = <-m.results:
@@ -194,6 +197,7 @@ func (s *Source) deliver(ctx context.Context, emit sources.Emit, m *member, r re
 			more = false
 		}
 	}
+	s.last = len(recs)
 	s.report()
 	if err := s.send(ctx, emit, recs); err != nil {
 		return err
@@ -213,6 +217,7 @@ func (s *Source) lost(ctx context.Context, emit sources.Emit, m *member, down er
 	}
 	s.relearn()
 	now := time.Now()
+	s.ingest = sources.Micros(now)
 	for i := range s.points {
 		recs = s.fail(recs, i, now, quality{statusNotConnected, "BadNotConnected", down.Error()})
 	}
