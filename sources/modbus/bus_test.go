@@ -6,6 +6,7 @@ import (
 	"net"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -83,8 +84,8 @@ registers:
 		if d := cmp.Diff(map[uint8]int{1: 50, 2: 10, 3: 10}, got); d != "" {
 			t.Error(d)
 		}
-		if len(line.opens) != 1 {
-			t.Errorf("opened %d times", len(line.opens))
+		if len(line.opened()) != 1 {
+			t.Errorf("opened %d times", len(line.opened()))
 		}
 	})
 }
@@ -109,8 +110,8 @@ func TestTwoSourcesShareOneConnection(t *testing.T) {
 			t.Errorf("the source with another baud rate is %s: %s", s.State, s.Detail)
 		}
 		stopAll(stopA, stopB, stopC)
-		if len(line.opens) != 1 || line.open != 0 {
-			t.Errorf("opened %d times, %d left open", len(line.opens), line.open)
+		if len(line.opened()) != 1 || line.open != 0 {
+			t.Errorf("opened %d times, %d left open", len(line.opened()), line.open)
 		}
 	})
 }
@@ -129,10 +130,11 @@ func stopAll(stops ...func()) {
 
 func TestDeadUnitCostsTheOthersNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		dead := true
+		var dead atomic.Bool
+		dead.Store(true)
 		line := &fakeLine{}
 		line.answer = func(r request) (data, error) {
-			if r.slave == 7 && dead {
+			if r.slave == 7 && dead.Load() {
 				time.Sleep(time.Second)
 				return data{}, errSilent
 			}
@@ -171,7 +173,7 @@ func TestDeadUnitCostsTheOthersNothing(t *testing.T) {
 		if s := b.status.Snapshot(); s.State != sources.Degraded || !strings.Contains(s.Detail, "1 of 10 points cannot be read: 7:40001: no reply") || b.count(MetricUnitsDown) != 1 {
 			t.Errorf("state %s: %s; %v units down", s.State, s.Detail, b.count(MetricUnitsDown))
 		}
-		dead = false
+		dead.Store(false)
 		time.Sleep(11 * time.Second)
 		stop()
 		if v := values(b.take())["7:40001"]; v != "0" || b.count(MetricUnitsDown) != 0 {
@@ -217,8 +219,8 @@ func TestRTULineIsLeftAloneAfterAFailure(t *testing.T) {
 			stop := b.run(t)
 			time.Sleep(5 * time.Second)
 			stop()
-			if len(line.opens) != 2 || line.opens[1].Sub(failed) != 700*time.Millisecond {
-				t.Errorf("%v: opened at %v, failed at %v", failure, line.opens, failed)
+			if len(line.opened()) != 2 || line.opened()[1].Sub(failed) != 700*time.Millisecond {
+				t.Errorf("%v: opened at %v, failed at %v", failure, line.opened(), failed)
 			}
 			for _, r := range b.take() {
 				if r.Status != 0 {
@@ -265,8 +267,8 @@ func TestExceptionKeepsTheConnection(t *testing.T) {
 		stop := b.run(t)
 		time.Sleep(30 * time.Second)
 		stop()
-		if len(line.opens) != 1 || b.count(MetricExceptions) != 30 && b.count(MetricExceptions) != 31 {
-			t.Errorf("opened %d times, %v exceptions", len(line.opens), b.count(MetricExceptions))
+		if len(line.opened()) != 1 || b.count(MetricExceptions) != 30 && b.count(MetricExceptions) != 31 {
+			t.Errorf("opened %d times, %v exceptions", len(line.opened()), b.count(MetricExceptions))
 		}
 		recs := b.take()
 		if len(recs) != 2 || recs[0].Status != statusDeviceFailure {
@@ -341,7 +343,7 @@ func TestRefusedPointIsFoundAndRemembered(t *testing.T) {
 		if s := b.status.Snapshot(); s.State != sources.Degraded || !strings.Contains(s.Detail, "1:holding:37: illegal data address") {
 			t.Errorf("state %s: %s", s.State, s.Detail)
 		}
-		line.answer = illegal()
+		line.set(illegal(), nil)
 		time.Sleep(65 * time.Second)
 		synctest.Wait()
 		line.forget()
@@ -420,7 +422,7 @@ func TestDeviceThatRefusesEverythingIsNotFlooded(t *testing.T) {
 		if n := len(line.requests()); n > 21 {
 			t.Errorf("%d requests in 20 polls of points that are all refused", n)
 		}
-		line.answer = illegal()
+		line.set(illegal(), nil)
 		time.Sleep(70 * time.Second)
 		b.take()
 		time.Sleep(time.Second)
@@ -474,13 +476,13 @@ func TestConnectionThatCannotBeOpened(t *testing.T) {
 			t.Errorf("state %s: %s", s.State, s.Detail)
 		}
 		var at []time.Duration
-		for _, o := range line.opens {
+		for _, o := range line.opened() {
 			at = append(at, o.Sub(begin).Round(time.Second))
 		}
 		if !slices.Equal(at, []time.Duration{0, time.Second, 3 * time.Second, 7 * time.Second}) {
 			t.Errorf("tried at %v, want the back-off of the supervisor", at)
 		}
-		line.refuse = nil
+		line.set(answerAfter(time.Millisecond), nil)
 		time.Sleep(6 * time.Second)
 		stop()
 		if got := values(b.take()); got["1:40001"] != "0" || got["1:40002"] != "1" {
@@ -538,8 +540,8 @@ func TestSourceThatLeavesStopsItsPoll(t *testing.T) {
 		time.Sleep(500 * time.Millisecond)
 		begin := time.Now()
 		stop()
-		if took := time.Since(begin); took > 2*time.Second || len(line.requests()) != 1 || len(line.opens) != 1 {
-			t.Errorf("took %v, %v requests, opened %d times", took, line.requests(), len(line.opens))
+		if took := time.Since(begin); took > 2*time.Second || len(line.requests()) != 1 || len(line.opened()) != 1 {
+			t.Errorf("took %v, %v requests, opened %d times", took, line.requests(), len(line.opened()))
 		}
 	})
 }

@@ -46,7 +46,7 @@ func measure(run func() float64) (rate, cost float64) {
 	before := processorTime()
 	begin := time.Now()
 	rate = run()
-	return rate, float64((processorTime()-before).Microseconds()) / (rate * time.Since(begin).Seconds())
+	return rate, float64((processorTime() - before).Microseconds()) / (rate * time.Since(begin).Seconds())
 }
 
 func processorTime() time.Duration {
