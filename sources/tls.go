@@ -38,9 +38,6 @@ func (c TLSConfig) Validate() []FieldError {
 		}
 		errs = append(errs, FieldError{path, "needs " + other + " beside it: a certificate and its key go together"})
 	}
-	if !c.Enabled && (c.CACertPath != "" || c.ClientCertPath != "" || c.ClientKeyPath != "") {
-		errs = append(errs, FieldError{"enabled", "is false although certificates are configured: set it to true, or remove them"})
-	}
 	return errs
 }
 

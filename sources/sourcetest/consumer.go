@@ -27,7 +27,7 @@ type consumer struct {
 	mu       sync.Mutex
 	batches  int
 	first    map[string]int // highest number seen, by address
-	seen     map[int]bool   // numbers that were emitted at least once
+	emits    map[int]int    // how often a number was emitted
 	accepted map[int]int    // how often a number was settled with nil
 	dropped  map[int]bool   // numbers that were settled with ErrDropped
 }
@@ -39,7 +39,7 @@ type emitted struct {
 
 func newConsumer(t *testing.T, h Harness, rig Rig, depth int, decide verdict) *consumer {
 	return &consumer{t: t, h: h, rig: rig, decide: decide, queue: make(chan emitted, depth),
-		first: map[string]int{}, seen: map[int]bool{}, accepted: map[int]int{}, dropped: map[int]bool{}}
+		first: map[string]int{}, emits: map[int]int{}, accepted: map[int]int{}, dropped: map[int]bool{}}
 }
 
 func (c *consumer) emit(ctx context.Context, b sources.Batch, done func(error)) error {
@@ -59,10 +59,10 @@ func (c *consumer) emit(ctx context.Context, b sources.Batch, done func(error)) 
 		if r.Source == "" || r.Address == "" || r.EventTime == 0 || r.IngestTime == 0 || r.Protocol == 0 {
 			c.t.Errorf("number %d came in a record without source, address, protocol or times: %+v", n, r)
 		}
-		if !c.seen[n] && n < c.first[r.Address] {
+		if c.emits[n] == 0 && n < c.first[r.Address] {
 			c.t.Errorf("%s: number %d came for the first time after number %d", r.Address, n, c.first[r.Address])
 		}
-		c.seen[n] = true
+		c.emits[n]++
 		c.first[r.Address] = max(c.first[r.Address], n)
 		e.numbers = append(e.numbers, n)
 	}
@@ -139,16 +139,33 @@ func (c *consumer) settled(first, last int) bool {
 	return true
 }
 
-// eventually polls cond until it holds; it fails the test after 30 seconds.
-func eventually(t *testing.T, what string, cond func() bool) {
+// checkNoRepeats is for cases in which nothing failed: what was accepted or
+// dropped is not the source's any more.
+func (c *consumer) checkNoRepeats(t *testing.T) {
 	t.Helper()
-	deadline := time.After(30 * time.Second)
+	if c.h.Polled {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for n, times := range c.emits {
+		if times > 1 {
+			t.Errorf("number %d came %d times although nothing failed", n, times)
+		}
+	}
+}
+
+// eventually polls cond until it holds; it fails the test when its patience
+// ends.
+func (h Harness) eventually(t *testing.T, what string, cond func() bool) {
+	t.Helper()
+	deadline := time.After(h.patience())
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
 	for !cond() {
 		select {
 		case <-deadline:
-			t.Fatalf("waited 30 s for: %s", what)
+			t.Fatalf("waited %v for: %s", h.patience(), what)
 		case <-tick.C:
 		}
 	}

@@ -14,6 +14,7 @@ package sourcetest
 
 import (
 	"testing"
+	"time"
 
 	"github.com/edgehost/edgehost/abi"
 	"github.com/edgehost/edgehost/sources"
@@ -29,6 +30,15 @@ type Harness struct {
 	// "nothing lost" means that the last number arrives, and that no number
 	// arrives after a higher one.
 	Polled bool
+	// Patience is how long the suite waits for anything; 0: 30 seconds.
+	Patience time.Duration
+}
+
+func (h Harness) patience() time.Duration {
+	if h.Patience > 0 {
+		return h.Patience
+	}
+	return 30 * time.Second
 }
 
 // Rig is one peer and one source under test.

@@ -1,0 +1,297 @@
+package mqtt
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/edgehost/edgehost/sources"
+)
+
+// Config is the mqtt block of a source. The zero value of a field means its
+// default. Several endpoints are tried one after another, the source's own
+// endpoint first; all of them must speak for the same broker or cluster.
+type Config struct {
+	Endpoints             []string          `yaml:"endpoints"`               // more brokers to fail over to
+	ProtocolVersion       string            `yaml:"protocol_version"`        // "3.1.1" (default)
+	ClientID              string            `yaml:"client_id"`               // default: derived from the host and the source's name, stable
+	CleanSession          bool              `yaml:"clean_session"`           // true: the broker forgets us between connections
+	KeepAliveSeconds      int               `yaml:"keep_alive_seconds"`      // default 30
+	ConnectTimeoutSeconds int               `yaml:"connect_timeout_seconds"` // default 10
+	StaleAfterSeconds     float64           `yaml:"stale_after_seconds"`     // 0: a silent topic is not reported
+	TLS                   sources.TLSConfig `yaml:"tls"`
+	Username              string            `yaml:"username"`
+	Password              string            `yaml:"password"`
+	Ack                   string            `yaml:"ack"`                 // durable (default) | received
+	BufferMaxMessages     int               `yaml:"buffer_max_messages"` // default 65535: messages held in memory at most
+	MaxPayloadBytes       int               `yaml:"max_payload_bytes"`   // default 1 MiB
+	Payload               PayloadConfig     `yaml:"payload"`
+	Topics                []TopicConfig     `yaml:"topics"`
+}
+
+// TopicConfig is one subscription. When several match a message, the first in
+// the list decides how its payload is read and which tags it gets.
+type TopicConfig struct {
+	Topic       string `yaml:"topic"`        // filter with + and #; "$share/group/filter" is shared_group in one string
+	QoS         int    `yaml:"qos"`          // 0, 1 or 2
+	SharedGroup string `yaml:"shared_group"` // subscribers of one group share the messages
+	// TopicTemplate names levels of the topic: "plant/{line}/{sensor_name}" makes
+	// the attributes line and sensor_name; + stands for any level, a last # for
+	// the rest. Without the attribute sensor_name the topic's last level is it.
+	TopicTemplate string            `yaml:"topic_template"`
+	Payload       PayloadConfig     `yaml:"payload"` // what is set here wins over the source's payload block
+	Tags          map[string]string `yaml:"tags"`    // win over the source's tags
+}
+
+// PayloadConfig says how a payload becomes a value.
+type PayloadConfig struct {
+	// Format is auto, json, text, number or raw. auto (default) takes JSON for
+	// JSON, then text for UTF-8, then bytes. What does not hold to its format
+	// becomes a record of status Bad with the bytes in the attribute raw.
+	Format string `yaml:"format"`
+	// ValuePath, TimestampPath and UnitPath are dotted paths into JSON objects
+	// ("data.readings.0.v"; a dot within a key is written \.). Defaults: value; ts
+	// or timestamp; unit. An object without the value path is a JSON value as a whole.
+	ValuePath     string `yaml:"value_path"`
+	TimestampPath string `yaml:"timestamp_path"`
+	UnitPath      string `yaml:"unit_path"`
+	// TimestampFormat is auto (default; the unit of a number is told from its
+	// size), s, ms, us, ns or rfc3339.
+	TimestampFormat string `yaml:"timestamp_format"`
+	// Flatten makes a record of each leaf of a JSON object or array. The leaf's
+	// path is the attribute sensor_path and follows the sensor_name after a dot.
+	Flatten *bool `yaml:"flatten"`
+}
+
+const (
+	defaultBufferMessages = 65535
+	defaultMaxPayload     = 1 << 20
+	maxMaxPayload         = 64 << 20
+	bufferBytes           = 32 << 20
+)
+
+var (
+	formats          = []string{"auto", "json", "text", "number", "raw"}
+	timestampFormats = []string{"auto", "s", "ms", "us", "ns", "rfc3339"}
+	ackModes         = []string{"durable", "received"}
+	protocolVersions = []string{"3.1.1"}
+)
+
+func (c Config) withDefaults() Config {
+	setDefault(&c.ProtocolVersion, "3.1.1")
+	setDefault(&c.KeepAliveSeconds, 30)
+	setDefault(&c.ConnectTimeoutSeconds, 10)
+	setDefault(&c.Ack, "durable")
+	setDefault(&c.BufferMaxMessages, defaultBufferMessages)
+	setDefault(&c.MaxPayloadBytes, defaultMaxPayload)
+	c.Topics = slices.Clone(c.Topics)
+	for i := range c.Topics {
+		t := &c.Topics[i]
+		t.Payload = t.Payload.over(c.Payload)
+		if group, filter, shared := cutShare(t.Topic); shared {
+			t.SharedGroup, t.Topic = group, filter
+		}
+	}
+	return c
+}
+
+func setDefault[T comparable](field *T, value T) {
+	var zero T
+	if *field == zero {
+		*field = value
+	}
+}
+
+// over returns p with the fields that are not set taken from base.
+func (p PayloadConfig) over(base PayloadConfig) PayloadConfig {
+	setDefault(&p.Format, base.Format)
+	setDefault(&p.ValuePath, base.ValuePath)
+	setDefault(&p.TimestampPath, base.TimestampPath)
+	setDefault(&p.UnitPath, base.UnitPath)
+	setDefault(&p.TimestampFormat, base.TimestampFormat)
+	setDefault(&p.Flatten, base.Flatten)
+	return p
+}
+
+func (c Config) connectTimeout() time.Duration {
+	return time.Duration(c.ConnectTimeoutSeconds) * time.Second
+}
+
+// persistent reports whether the broker is to keep our session while we are
+// away: that is what makes QoS 1 and 2 mean anything.
+func (c Config) persistent() bool {
+	return !c.CleanSession && slices.ContainsFunc(c.Topics, func(t TopicConfig) bool { return t.QoS > 0 })
+}
+
+// Validate returns everything that is wrong with the block, with paths
+// relative to it ("topics[0].qos"). It reads no files.
+func (c Config) Validate() []sources.FieldError {
+	var errs []sources.FieldError
+	add := func(path, format string, args ...any) {
+		errs = append(errs, sources.FieldError{Path: path, Msg: fmt.Sprintf(format, args...)})
+	}
+	oneOf := func(path, value string, allowed []string) {
+		if value != "" && !slices.Contains(allowed, value) {
+			add(path, "%q is none of %s", value, strings.Join(allowed, ", "))
+		}
+	}
+	between := func(path string, value, low, high int) {
+		if value != 0 && (value < low || value > high) {
+			add(path, "%d is not between %d and %d", value, low, high)
+		}
+	}
+	for i, e := range c.Endpoints {
+		if _, err := parseEndpoint(e, c.TLS); err != nil {
+			add(fmt.Sprintf("endpoints[%d]", i), "%v", err)
+		}
+	}
+	oneOf("protocol_version", c.ProtocolVersion, protocolVersions)
+	oneOf("ack", c.Ack, ackModes)
+	between("keep_alive_seconds", c.KeepAliveSeconds, 1, 65535)
+	between("connect_timeout_seconds", c.ConnectTimeoutSeconds, 1, 3600)
+	between("buffer_max_messages", c.BufferMaxMessages, 100, 10_000_000)
+	between("max_payload_bytes", c.MaxPayloadBytes, 1, maxMaxPayload)
+	if !(c.StaleAfterSeconds >= 0 && c.StaleAfterSeconds <= 1e7) {
+		add("stale_after_seconds", "%v is not a number of seconds; 0 turns the watch off", c.StaleAfterSeconds)
+	}
+	if len(c.ClientID) > 65535 || !utf8.ValidString(c.ClientID) || strings.ContainsRune(c.ClientID, 0) {
+		add("client_id", "must be UTF-8 without NUL")
+	}
+	if c.Password != "" && c.Username == "" {
+		add("password", "needs a username: MQTT 3.1.1 has no password without one")
+	}
+	errs = append(errs, sources.Prefix("tls", c.TLS.Validate())...)
+	errs = append(errs, sources.Prefix("payload", c.Payload.validate())...)
+	if len(c.Topics) == 0 {
+		add("topics", "needs at least one topic")
+	}
+	for i, t := range c.Topics {
+		errs = append(errs, sources.Prefix(fmt.Sprintf("topics[%d]", i), t.validate())...)
+	}
+	return errs
+}
+
+func (p PayloadConfig) validate() []sources.FieldError {
+	var errs []sources.FieldError
+	if p.Format != "" && !slices.Contains(formats, p.Format) {
+		errs = append(errs, sources.FieldError{Path: "format", Msg: fmt.Sprintf("%q is none of %s", p.Format, strings.Join(formats, ", "))})
+	}
+	if p.TimestampFormat != "" && !slices.Contains(timestampFormats, p.TimestampFormat) {
+		errs = append(errs, sources.FieldError{Path: "timestamp_format",
+			Msg: fmt.Sprintf("%q is none of %s", p.TimestampFormat, strings.Join(timestampFormats, ", "))})
+	}
+	for _, f := range []struct{ path, value string }{
+		{"value_path", p.ValuePath}, {"timestamp_path", p.TimestampPath}, {"unit_path", p.UnitPath},
+	} {
+		if f.value == "" {
+			continue
+		}
+		if _, err := parsePath(f.value); err != nil {
+			errs = append(errs, sources.FieldError{Path: f.path, Msg: err.Error()})
+		}
+	}
+	return errs
+}
+
+func (t TopicConfig) validate() []sources.FieldError {
+	var errs []sources.FieldError
+	group, filter, shared := cutShare(t.Topic)
+	if err := checkFilter(filter); err != nil {
+		errs = append(errs, sources.FieldError{Path: "topic", Msg: err.Error()})
+	}
+	if shared && t.SharedGroup != "" {
+		errs = append(errs, sources.FieldError{Path: "shared_group", Msg: "the topic names a group already ($share/" + group + "/…): keep one of the two"})
+	}
+	if !shared {
+		group = t.SharedGroup
+	}
+	if strings.ContainsAny(group, "/+#") || (shared && group == "") {
+		errs = append(errs, sources.FieldError{Path: "shared_group", Msg: fmt.Sprintf("%q must not be empty or hold /, + or #", group)})
+	}
+	if t.QoS < 0 || t.QoS > 2 {
+		errs = append(errs, sources.FieldError{Path: "qos", Msg: fmt.Sprintf("%d is none of 0, 1, 2", t.QoS)})
+	}
+	if t.TopicTemplate != "" {
+		if _, err := parseTemplate(t.TopicTemplate); err != nil {
+			errs = append(errs, sources.FieldError{Path: "topic_template", Msg: err.Error()})
+		}
+	}
+	errs = append(errs, sources.Prefix("payload", t.Payload.validate())...)
+	return append(errs, sources.Prefix("tags", sources.ValidateTags(t.Tags))...)
+}
+
+// ValidateEndpoint says what is wrong with the source's endpoint.
+func (c Config) ValidateEndpoint(endpoint string) error {
+	_, err := parseEndpoint(endpoint, c.TLS)
+	return err
+}
+
+// Warnings returns what works but is probably not meant, with the paths of
+// Validate; "endpoint" is the source's own endpoint.
+func (c Config) Warnings(endpoint string) []sources.FieldError {
+	var out []sources.FieldError
+	plain := true
+	for i, e := range append([]string{endpoint}, c.Endpoints...) {
+		path := "endpoint"
+		if i > 0 {
+			path = fmt.Sprintf("endpoints[%d]", i-1)
+		}
+		parsed, err := parseEndpoint(e, c.TLS)
+		if err != nil {
+			continue
+		}
+		plain = plain && !parsed.tls
+		if parsed.upgraded {
+			out = append(out, sources.FieldError{Path: path, Msg: fmt.Sprintf(
+				"%s names a plaintext scheme but tls.enabled is true: TLS wins and nothing is ever sent in the clear; write %s to say so", e, parsed)})
+		}
+	}
+	if plain && (c.TLS.CACertPath != "" || c.TLS.ClientCertPath != "") {
+		out = append(out, sources.FieldError{Path: "tls", Msg: "certificates are configured but the connection is in the clear: set tls.enabled: true or use mqtts://"})
+	}
+	if c.TLS.InsecureSkipVerify {
+		out = append(out, sources.FieldError{Path: "tls.insecure_skip_verify", Msg: "any broker is believed: for tests only"})
+	}
+	if c.Password != "" && plain {
+		out = append(out, sources.FieldError{Path: "password", Msg: "travels in the clear: use TLS"})
+	}
+	if c.CleanSession && slices.ContainsFunc(c.Topics, func(t TopicConfig) bool { return t.QoS > 0 }) {
+		out = append(out, sources.FieldError{Path: "clean_session", Msg: "true loses what is published while edgehost is away, whatever the qos: leave it out for topics of qos 1 and 2"})
+	}
+	if c.Ack == "received" {
+		out = append(out, sources.FieldError{Path: "ack", Msg: "received acknowledges before the record is durable: a crash loses what is in memory"})
+	}
+	return append(out, c.overlapWarnings()...)
+}
+
+// overlapWarnings names filters that share topics without one covering the
+// other: subscriptions cannot be reduced there, and MQTT 3.1.1 leaves it to the
+// broker whether it sends a message once or once for each (section 3.3.5).
+func (c Config) overlapWarnings() []sources.FieldError {
+	var out []sources.FieldError
+	for i, t := range c.Topics {
+		for _, earlier := range c.Topics[:i] {
+			a, b := strings.Split(earlier.Topic, "/"), strings.Split(t.Topic, "/")
+			if t.SharedGroup+earlier.SharedGroup == "" && overlap(a, b) && !covers(a, b) && !covers(b, a) {
+				out = append(out, sources.FieldError{Path: fmt.Sprintf("topics[%d].topic", i), Msg: fmt.Sprintf(
+					"%s and %s select some of the same topics: a few brokers send such messages twice (mosquitto does not)", t.Topic, earlier.Topic)})
+			}
+		}
+	}
+	return out
+}
+
+// check is Validate and ValidateEndpoint as one error.
+func (c Config) check(endpoint string, tags map[string]string) error {
+	var errs []error
+	if err := c.ValidateEndpoint(endpoint); err != nil {
+		errs = append(errs, fmt.Errorf("endpoint: %w", err))
+	}
+	for _, e := range append(c.Validate(), sources.Prefix("tags", sources.ValidateTags(tags))...) {
+		errs = append(errs, e)
+	}
+	return errors.Join(errs...)
+}

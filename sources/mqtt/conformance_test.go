@@ -1,0 +1,402 @@
+//go:build conformance
+
+package mqtt
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/edgehost/edgehost/abi"
+	"github.com/edgehost/edgehost/sources"
+	"github.com/edgehost/edgehost/sources/sourcetest"
+)
+
+func TestSmokeQoS(t *testing.T) {
+	m := startMosquitto(t, "allow_anonymous true").start()
+	for qos := range 3 {
+		t.Run(fmt.Sprint(qos), func(t *testing.T) {
+			s, st := newTestSource(t, m.url(), oneTopic(fmt.Sprintf("n/%d/+", qos), qos))
+			var k sink
+			run(t, s, k.emit)
+			awaitState(t, st, sources.Connected)
+			want := numbers("m", 2000)
+			m.mustPublish(fmt.Sprintf("n/%d/x", qos), qos, want)
+			awaitAll(t, &k, want, 30*time.Second)
+			checkArrived(t, k.texts(), want, true)
+			for _, r := range k.records() {
+				if v, ok := r.Attr(abi.AttrQoS); !ok || v.AsInt() != int64(qos) {
+					t.Fatalf("attribute qos is %v, want %d", v, qos)
+				}
+			}
+			eventually(t, "no message without acknowledgement", func() bool { _, unacked := s.buf.counts(); return unacked == 0 })
+		})
+	}
+}
+
+func TestSmokeRetainedAndLarge(t *testing.T) {
+	m := startMosquitto(t, "allow_anonymous true").start()
+	m.mustPublish("r/last", 1, []string{"kept"}, "-r")
+	s, st := newTestSource(t, m.url(), oneTopic("r/#", 1))
+	var k sink
+	run(t, s, k.emit)
+	awaitState(t, st, sources.Connected)
+	eventually(t, "the retained message", func() bool { return len(k.records()) == 1 })
+	if v, _ := k.records()[0].Attr(abi.AttrRetain); !v.AsBool() {
+		t.Error("attribute retain is not set")
+	}
+	for _, size := range []int{1 << 20, 1<<20 + 1, 20 << 20} {
+		m.publishOne("r/large", fill(size))
+	}
+	m.mustPublish("r/after", 1, []string{"after"})
+	eventually(t, "the record after the large ones", func() bool { return len(k.records()) == 5 })
+	recs := k.records()
+	if len(recs[1].Value.Text()) != 1<<20 || recs[1].Status != 0 {
+		t.Errorf("1 MiB arrived as %d bytes with status %#x", len(recs[1].Value.Text()), recs[1].Status)
+	}
+	for i, want := range []string{"payload too large (1048577 bytes)", "payload too large (20971520 bytes)"} {
+		if v, _ := recs[2+i].Attr(abi.AttrReason); v.Text() != want || recs[2+i].Status>>30 != 2 {
+			t.Errorf("reason %q with status %#x, want %q", v.Text(), recs[2+i].Status, want)
+		}
+	}
+}
+
+func TestSmokeOverlappingFiltersDoNotDouble(t *testing.T) {
+	m := startMosquitto(t, "allow_anonymous true").start()
+	cfg := Config{Topics: []TopicConfig{{Topic: "a/+", QoS: 1}, {Topic: "+/b", QoS: 1}, {Topic: "a/#", QoS: 0}, {Topic: "a/b", QoS: 2}}}
+	s, st := newTestSource(t, m.url(), cfg)
+	var k sink
+	run(t, s, k.emit)
+	awaitState(t, st, sources.Connected)
+	want := numbers("m", 200)
+	m.mustPublish("a/b", 2, want)
+	m.mustPublish("a/end", 1, []string{"z"})
+	awaitAll(t, &k, append(want, "z"), 20*time.Second)
+	checkArrived(t, k.texts(), want, true)
+}
+
+func TestSmokeCredentialsAndACL(t *testing.T) {
+	m := startMosquitto(t, "allow_anonymous false", "password_file %DIR%/passwd", "acl_file %DIR%/acl")
+	passwd := filepath.Join(m.dir, "passwd")
+	m.write("passwd", "u:secret\npub:secret\n")
+	m.write("acl", "user u\ntopic read open/#\nuser pub\ntopic write #\n")
+	if out, err := runCommand("mosquitto_passwd", "-U", passwd); err != nil {
+		t.Fatalf("mosquitto_passwd: %v: %s", err, out)
+	}
+	m.start()
+	cases := []struct {
+		name, user, password string
+		state                sources.State
+	}{
+		{"right", "u", "secret", sources.Connected},
+		{"wrong password", "u", "guess", sources.AuthFailed},
+		{"no user", "", "", sources.AuthFailed},
+	}
+	for _, c := range cases {
+		cfg := oneTopic("open/x", 1)
+		cfg.Username, cfg.Password = c.user, c.password
+		s, st := newTestSource(t, m.url(), cfg)
+		stop := run(t, s, new(sink).emit)
+		snap := awaitState(t, st, c.state)
+		if c.state == sources.AuthFailed && !strings.Contains(snap.Detail, "mqtt.username") {
+			t.Errorf("%s: %s", c.name, snap.Detail)
+		}
+		if strings.Contains(snap.Detail, "guess") {
+			t.Errorf("%s: the password shows: %s", c.name, snap.Detail)
+		}
+		stop()
+	}
+	// This broker grants what its list forbids and then stays silent.
+	cfg := Config{Username: "u", Password: "secret", StaleAfterSeconds: 2,
+		Topics: []TopicConfig{{Topic: "open/x", QoS: 1}, {Topic: "secret/x", QoS: 1}}}
+	s, st := newTestSource(t, m.url(), cfg)
+	var k sink
+	run(t, s, k.emit)
+	awaitState(t, st, sources.Connected)
+	eventually(t, "degraded: secret/x is silent", func() bool {
+		m.mustPublish("secret/x", 1, []string{"no"}, "-u", "pub", "-P", "secret")
+		m.mustPublish("open/x", 1, []string{"yes"}, "-u", "pub", "-P", "secret")
+		snap := st.Snapshot()
+		return snap.State == sources.Degraded && strings.Contains(snap.Detail, "on secret/x although")
+	})
+	for _, text := range k.texts() {
+		if text != "yes" {
+			t.Errorf("%q arrived against the access control list", text)
+		}
+	}
+}
+
+func TestSmokeTLSMatrix(t *testing.T) {
+	ca, other := sourcetest.NewCA(t), sourcetest.NewCA(t)
+	nextDay := time.Now().Add(24 * time.Hour)
+	cert, key := ca.Issue(t, "localhost", nextDay)
+	client, clientKey := ca.Issue(t, "gateway-7", nextDay)
+	stranger, strangerKey := other.Issue(t, "gateway-7", nextDay)
+	tlsLines := []string{"certfile " + cert, "keyfile " + key, "cafile " + ca.CertFile}
+	brokers := map[string]*mosquitto{
+		"1.2":  startMosquitto(t, append(tlsLines, "allow_anonymous true")...),
+		"1.3":  startMosquitto(t, append(tlsLines, "allow_anonymous true", "tls_version tlsv1.3")...).start(),
+		"mtls": startMosquitto(t, append(tlsLines, "require_certificate true", "use_identity_as_username true")...).start(),
+	}
+	// "tls_version tlsv1.2" is a minimum to this broker; its library is told the maximum.
+	brokers["1.2"].write("openssl.cnf", "openssl_conf = c\n[c]\nssl_conf = s\n[s]\nsystem_default = d\n[d]\nMaxProtocol = TLSv1.2\n")
+	brokers["1.2"].env = []string{"OPENSSL_CONF=" + filepath.Join(brokers["1.2"].dir, "openssl.cnf")}
+	brokers["1.2"].start()
+	plain := sources.TLSConfig{Enabled: true, CACertPath: ca.CertFile}
+	with := func(change func(*sources.TLSConfig)) sources.TLSConfig { c := plain; change(&c); return c }
+	cases := []struct {
+		name, broker, host string
+		tls                sources.TLSConfig
+		state              sources.State
+		words              string
+	}{
+		{"1.2 only, 1.2", "1.2", "localhost", plain, sources.Connected, ""},
+		{"1.2 only, 1.3", "1.2", "localhost", with(func(c *sources.TLSConfig) { c.MinVersion = "1.3" }), sources.Failed, "min_version"},
+		{"1.3 only, 1.2", "1.3", "localhost", plain, sources.Connected, ""},
+		{"1.3 only, 1.3", "1.3", "localhost", with(func(c *sources.TLSConfig) { c.MinVersion = "1.3" }), sources.Connected, ""},
+		{"wrong name", "1.3", "127.0.0.1", plain, sources.Failed, "server_name"},
+		{"server_name", "1.3", "127.0.0.1", with(func(c *sources.TLSConfig) { c.ServerName = "localhost" }), sources.Connected, ""},
+		{"wrong authority", "1.3", "localhost", with(func(c *sources.TLSConfig) { c.CACertPath = other.CertFile }), sources.Failed, "ca_cert_path"},
+		{"client certificate", "mtls", "localhost", with(func(c *sources.TLSConfig) { c.ClientCertPath, c.ClientKeyPath = client, clientKey }), sources.Connected, ""},
+		{"no client certificate", "mtls", "localhost", plain, sources.AuthFailed, "client certificate"},
+		{"a stranger's certificate", "mtls", "localhost", with(func(c *sources.TLSConfig) { c.ClientCertPath, c.ClientKeyPath = stranger, strangerKey }), sources.AuthFailed, "client certificate"},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			cfg := oneTopic("a", 1)
+			cfg.TLS = c.tls
+			// The scheme says plaintext, as in the sample: tls.enabled wins.
+			s, st := newTestSource(t, fmt.Sprintf("mqtt://%s:%d", c.host, brokers[c.broker].port), cfg)
+			var k sink
+			run(t, s, k.emit)
+			snap := awaitState(t, st, c.state)
+			if !strings.Contains(snap.Detail, c.words) {
+				t.Errorf("%s does not say %q", snap.Detail, c.words)
+			}
+			if c.state != sources.Connected {
+				return
+			}
+			extra := []string{"--cafile", ca.CertFile, "--insecure"}
+			if c.broker == "mtls" {
+				extra = append(extra, "--cert", client, "--key", clientKey)
+			}
+			brokers[c.broker].mustPublish("a", 1, []string{"hello"}, extra...)
+			eventually(t, "a record over TLS", func() bool { return len(k.records()) >= 1 })
+		})
+	}
+	// A TLS listener without tls.enabled, and a plaintext one with it.
+	s, st := newTestSource(t, fmt.Sprintf("mqtt://localhost:%d", brokers["1.3"].port), oneTopic("a", 1))
+	run(t, s, new(sink).emit)
+	awaitState(t, st, sources.Reconnecting, "TLS")
+	open := startMosquitto(t, "allow_anonymous true").start()
+	cfg := oneTopic("a", 1)
+	cfg.TLS = plain
+	s, st = newTestSource(t, open.url(), cfg)
+	var k sink
+	run(t, s, k.emit)
+	eventually(t, "a refusal to speak in the clear", func() bool {
+		snap := st.Snapshot()
+		return snap.State != sources.Connecting && snap.State != sources.Starting && snap.State != sources.Connected && strings.Contains(snap.Detail, "TLS")
+	})
+}
+
+// TestSmokeRestartRedelivers stops a source before its pipeline has settled
+// anything; the next one with the same client id gets all of it.
+func TestSmokeRestartRedelivers(t *testing.T) {
+	m := startMosquitto(t, "allow_anonymous true", "max_inflight_messages 100", "max_queued_messages 0").start()
+	cfg := oneTopic("a", 1)
+	cfg.ClientID = "gateway"
+	s, st := newTestSource(t, m.url(), cfg)
+	never := sink{hold: func(func(error)) {}}
+	stop := run(t, s, never.emit)
+	awaitState(t, st, sources.Connected)
+	want := numbers("m", 1000)
+	m.mustPublish("a", 1, want)
+	eventually(t, "some records", func() bool { return len(never.records()) > 0 })
+	stop()
+	s, st = newTestSource(t, m.url(), cfg)
+	var k sink
+	run(t, s, k.emit)
+	awaitState(t, st, sources.Connected)
+	awaitAll(t, &k, want, 30*time.Second)
+	checkArrived(t, k.texts(), want, true)
+	t.Logf("%v redelivered", st.Snapshot().Counters[metricRedelivered])
+}
+
+func TestSmokeSharedGroup(t *testing.T) {
+	m := startMosquitto(t, "allow_anonymous true").start()
+	cfg := Config{Topics: []TopicConfig{{Topic: "s/+", QoS: 1, SharedGroup: "g"}}}
+	var sinks [2]sink
+	for i := range sinks {
+		cfg.ClientID = fmt.Sprintf("host-%d", i)
+		s, st := newTestSource(t, m.url(), cfg)
+		run(t, s, sinks[i].emit)
+		awaitState(t, st, sources.Connected)
+	}
+	want := numbers("m", 1000)
+	m.mustPublish("s/1", 1, want)
+	eventually(t, "all records", func() bool { return len(sinks[0].records())+len(sinks[1].records()) >= len(want) })
+	a, b := sinks[0].texts(), sinks[1].texts()
+	if len(a) == 0 || len(b) == 0 {
+		t.Errorf("%d and %d: the group does not share", len(a), len(b))
+	}
+	count := map[string]int{}
+	for _, text := range append(a, b...) {
+		count[text]++
+	}
+	if len(count) != len(want) || len(a)+len(b) != len(want) {
+		t.Errorf("%d and %d records hold %d of %d messages", len(a), len(b), len(count), len(want))
+	}
+}
+
+// TestBrokerKilled kills the broker twice while messages flow. What is
+// published to the restarted broker all arrives; what the dead one had
+// acknowledged to its publisher, it may have lost with its last second, so
+// those rounds are judged by their order and reported.
+func TestBrokerKilled(t *testing.T) {
+	m := startMosquitto(t, "allow_anonymous true", "persistence true", "persistence_location %DIR%/", "autosave_interval 1", "max_queued_messages 0").start()
+	s, st := newTestSource(t, m.url(), oneTopic("a", 1))
+	var k sink
+	run(t, s, k.emit)
+	for round := range 2 {
+		awaitState(t, st, sources.Connected)
+		before := len(k.records())
+		ended := make(chan error, 1)
+		lines := numbers(fmt.Sprintf("r%d-", round), 20000)
+		go func() { ended <- m.publish("a", 1, lines) }()
+		eventually(t, "messages to flow", func() bool { return len(k.records()) > before+2000 })
+		m.kill()
+		select {
+		case err := <-ended:
+			t.Fatalf("the publisher ended before the broker did: %v", err)
+		default:
+		}
+		awaitState(t, st, sources.Reconnecting)
+		m.start()
+		// The publisher connects again and goes on.
+		if err := <-ended; err != nil {
+			t.Fatal(err)
+		}
+	}
+	awaitState(t, st, sources.Connected)
+	want := numbers("r2-", 3000)
+	m.mustPublish("a", 1, want)
+	awaitAll(t, &k, want, 30*time.Second)
+	checkArrived(t, k.texts(), want, false)
+	t.Logf("%v redelivered over two kills, %d records", st.Snapshot().Counters[metricRedelivered], len(k.records()))
+}
+
+// TestBlockedConsumer blocks the pipeline for longer than a broker's patience
+// with a client that does not answer pings (1.5 times the keep-alive).
+func TestBlockedConsumer(t *testing.T) {
+	m := startMosquitto(t, "allow_anonymous true", "max_queued_messages 0", "max_inflight_messages 0").start()
+	cfg := oneTopic("a", 1)
+	cfg.KeepAliveSeconds = 10
+	s, st := newTestSource(t, m.url(), cfg)
+	blocked := time.After(25 * time.Second)
+	release := make(chan struct{})
+	go func() { <-blocked; close(release) }()
+	var k sink
+	run(t, s, func(ctx context.Context, b sources.Batch, done func(error)) error {
+		select {
+		case <-release:
+			return k.emit(ctx, b, done)
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	})
+	awaitState(t, st, sources.Connected)
+	want := numbers("m", 1000)
+	m.mustPublish("a", 1, want)
+	<-release
+	awaitAll(t, &k, want, 30*time.Second)
+	checkArrived(t, k.texts(), want, true)
+	if n := st.Snapshot().Counters[sources.MetricReconnects]; n != 0 {
+		t.Errorf("%v reconnects while the pipeline was blocked, want none", n)
+	}
+}
+
+const childVariable = "EDGEHOST_MQTT_CHILD"
+
+// TestWeAreKilled kills the subscriber's process twice while messages flow:
+// everything that was published is in its file in the end, since it is
+// acknowledged after the fsync only.
+func TestWeAreKilled(t *testing.T) {
+	if target := os.Getenv(childVariable); target != "" {
+		runChild(t, target)
+		return
+	}
+	m := startMosquitto(t, "allow_anonymous true", "max_queued_messages 0").start()
+	file := filepath.Join(t.TempDir(), "out")
+	child := startChild(t, m.url()+" "+file)
+	eventually(t, "the child to connect", func() bool { data, err := os.ReadFile(file); return err == nil && len(data) > 0 })
+	want := numbers("m", 30000)
+	published := make(chan error, 1)
+	go func() { published <- m.publish("a", 1, want) }()
+	for i := range 2 {
+		eventually(t, "progress", func() bool { info, err := os.Stat(file); return err == nil && info.Size() > int64(i+1)*50_000 })
+		child.Process.Kill()
+		child.Wait()
+		child = startChild(t, m.url()+" "+file)
+	}
+	if err := <-published; err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	eventually(t, "the last message", func() bool {
+		data, err := os.ReadFile(file)
+		got = strings.Fields(string(data))
+		return err == nil && strings.Contains(string(data), want[len(want)-1])
+	})
+	checkArrived(t, got, append([]string{"connected"}, want...)[1:], false)
+}
+
+func startChild(t *testing.T, target string) *exec.Cmd {
+	t.Helper()
+	cmd := exec.Command(os.Args[0], "-test.run", "^TestWeAreKilled$")
+	cmd.Env = append(os.Environ(), childVariable+"="+target)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	return cmd
+}
+
+// runChild is the process that is killed: a source whose pipeline appends to a
+// file and syncs it before it says that a batch is durable.
+func runChild(t *testing.T, target string) {
+	url, file, _ := strings.Cut(target, " ")
+	out, err := os.OpenFile(file, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := oneTopic("a", 1)
+	cfg.ClientID = "killed"
+	s, st := newTestSource(t, url, cfg)
+	run(t, s, func(_ context.Context, b sources.Batch, done func(error)) error {
+		var text strings.Builder
+		for _, r := range b.Records {
+			text.WriteString(r.Value.Text() + "\n")
+		}
+		if _, err := out.WriteString(text.String()); err != nil {
+			return err
+		}
+		done(out.Sync())
+		return nil
+	})
+	awaitState(t, st, sources.Connected)
+	if _, err := out.WriteString("connected\n"); err != nil {
+		t.Fatal(err)
+	}
+	<-time.After(5 * time.Minute)
+}
+
+func runCommand(name string, args ...string) (string, error) {
+	out, err := exec.Command(name, args...).CombinedOutput()
+	return string(out), err
+}

@@ -1,0 +1,62 @@
+package mqtt
+
+import (
+	"fmt"
+	"log/slog"
+	"strconv"
+	"testing"
+
+	"github.com/edgehost/edgehost/abi"
+	"github.com/edgehost/edgehost/sources"
+	"github.com/edgehost/edgehost/sources/sourcetest"
+)
+
+func newTestSource(t *testing.T, endpoint string, cfg Config) (*Source, *sources.Status) {
+	t.Helper()
+	status := sources.NewStatus("m", "mqtt")
+	s, err := New("m", endpoint, map[string]string{"industry": "mining"}, cfg,
+		Deps{Status: status, Logger: slog.New(slog.DiscardHandler), HostID: "host-1", StateDir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s, status
+}
+
+func contractHarness(qos byte, kickAt int) sourcetest.Harness {
+	return sourcetest.Harness{New: func(t *testing.T) sourcetest.Rig {
+		p := newPeer(t)
+		p.kickAt = kickAt
+		p.start()
+		s, status := newTestSource(t, p.url(), Config{Topics: []TopicConfig{{Topic: "n/+", QoS: int(qos)}}})
+		rig := sourcetest.Rig{
+			Source: s,
+			Status: status,
+			Publish: func(first, last int) {
+				for n := first; n <= last; n++ {
+					p.publish(fmt.Sprintf("n/%d", n%3), strconv.Itoa(n), qos)
+				}
+			},
+			Number: func(r abi.Record) (int, bool) { return int(r.Value.AsInt()), r.Value.Kind() == abi.KindInt },
+		}
+		if qos > 0 {
+			rig.Acked = func() []int {
+				var out []int
+				for _, payload := range p.ackedPayloads() {
+					n, err := strconv.Atoi(payload)
+					if err != nil {
+						t.Errorf("acknowledged payload %q", payload)
+					}
+					out = append(out, n)
+				}
+				return out
+			}
+		}
+		return rig
+	}}
+}
+
+func TestContractQoS0(t *testing.T) { sourcetest.Run(t, contractHarness(0, 0)) }
+
+func TestContractQoS1(t *testing.T) { sourcetest.Run(t, contractHarness(1, 0)) }
+
+func TestContractQoS2(t *testing.T) { sourcetest.Run(t, contractHarness(2, 0)) }

@@ -1,0 +1,170 @@
+package mqtt
+
+import (
+	"encoding/json"
+	"math"
+	"strings"
+	"testing"
+	"unicode/utf8"
+
+	"github.com/edgehost/edgehost/abi"
+)
+
+func testDecoder(t testing.TB, p PayloadConfig) *decoder {
+	t.Helper()
+	d, err := newDecoder(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+func yes() *bool { v := true; return &v }
+
+func TestDecode(t *testing.T) {
+	const ts = 1767225600_000000 // 2026-01-01T00:00:00Z
+	cases := []struct {
+		name    string
+		cfg     PayloadConfig
+		payload string
+		want    []sample
+		problem string
+	}{
+		{"auto integer", PayloadConfig{}, "42", []sample{{value: abi.Int(42)}}, ""},
+		{"auto big unsigned", PayloadConfig{}, "18446744073709551615", []sample{{value: abi.Uint(math.MaxUint64)}}, ""},
+		{"auto float", PayloadConfig{}, " 23.5\n", []sample{{value: abi.Float(23.5)}}, ""},
+		{"auto odd number", PayloadConfig{}, "+5.", []sample{{value: abi.Float(5)}}, ""},
+		{"auto bool", PayloadConfig{}, "true", []sample{{value: abi.Bool(true)}}, ""},
+		{"auto text", PayloadConfig{}, "RUN ing", []sample{{value: abi.String("RUN ing")}}, ""},
+		{"auto nan is a word", PayloadConfig{}, "nan", []sample{{value: abi.String("nan")}}, ""},
+		{"auto hex is a word", PayloadConfig{}, "0x10", []sample{{value: abi.String("0x10")}}, ""},
+		{"auto empty", PayloadConfig{}, "", []sample{{}}, ""},
+		{"auto not UTF-8", PayloadConfig{}, "\xff\x00", []sample{{value: abi.Bytes([]byte("\xff\x00")), raw: true}}, ""},
+		{"auto broken JSON", PayloadConfig{}, `{"value":`, []sample{{value: abi.String(`{"value":`)}}, ""},
+		{"auto beyond float64", PayloadConfig{}, "1e999", []sample{{value: abi.JSON("1e999")}}, ""},
+		{"seconds", PayloadConfig{}, `{"value": 1.5, "ts": 1767225600, "unit": "C"}`, []sample{{value: abi.Float(1.5), time: ts, unit: "C"}}, ""},
+		{"milliseconds", PayloadConfig{}, `{"value": 1, "timestamp": 1767225600000}`, []sample{{value: abi.Int(1), time: ts}}, ""},
+		{"null", PayloadConfig{}, `{"value": null}`, []sample{{}}, ""},
+		{"no value path", PayloadConfig{}, ` {"temp": 1} `, []sample{{value: abi.JSON(`{"temp": 1}`)}}, ""},
+		{"paths", PayloadConfig{ValuePath: "d.1.v", TimestampPath: "m.t", UnitPath: `m.u\.x`},
+			`{"d":[{"v":1},{"v":"on"}],"m":{"t":"2026-01-01T01:00:00+01:00","u.x":"bar"},"value":9}`, []sample{{value: abi.String("on"), time: ts, unit: "bar"}}, ""},
+		{"path into a scalar", PayloadConfig{ValuePath: "a.b"}, `{"a":1}`, []sample{{value: abi.JSON(`{"a":1}`)}}, ""},
+		{"path beyond an array", PayloadConfig{ValuePath: "a.3"}, `{"a":[1]}`, []sample{{value: abi.JSON(`{"a":[1]}`)}}, ""},
+		{"object value", PayloadConfig{}, `{"value": {"x": 1}}`, []sample{{value: abi.JSON(`{"x": 1}`)}}, ""},
+		{"unreadable timestamp", PayloadConfig{}, `{"value": 1, "ts": "yesterday"}`, []sample{{value: abi.Int(1)}}, ""},
+		{"array", PayloadConfig{}, `[1,2]`, []sample{{value: abi.JSON(`[1,2]`)}}, ""},
+		{"json", PayloadConfig{Format: "json"}, `"a\u00e9"`, []sample{{value: abi.String("aé")}}, ""},
+		{"json broken", PayloadConfig{Format: "json"}, `{`, nil, "payload is not valid JSON"},
+		{"json of bad UTF-8", PayloadConfig{Format: "json"}, "\"\xff\"", nil, "payload is not valid JSON"},
+		{"text", PayloadConfig{Format: "text"}, "42", []sample{{value: abi.String("42")}}, ""},
+		{"text of bytes", PayloadConfig{Format: "text"}, "\xff", nil, "payload is not UTF-8 text"},
+		{"number", PayloadConfig{Format: "number"}, " -7 ", []sample{{value: abi.Int(-7)}}, ""},
+		{"number of text", PayloadConfig{Format: "number"}, "warm", nil, "payload is not a number: invalid syntax"},
+		{"number of nothing", PayloadConfig{Format: "number"}, "", nil, "payload is not a number: invalid syntax"},
+		{"raw", PayloadConfig{Format: "raw"}, "42", []sample{{value: abi.Bytes([]byte("42"))}}, ""},
+		{"flatten", PayloadConfig{Flatten: yes()}, `{"ts":1767225600,"unit":"C","a":{"x":1,"y":[true,null]},"b":"z"}`, []sample{
+			{value: abi.Int(1), path: "a.x", time: ts, unit: "C"},
+			{value: abi.Bool(true), path: "a.y.0", time: ts, unit: "C"},
+			{path: "a.y.1", time: ts, unit: "C"},
+			{value: abi.String("z"), path: "b", time: ts, unit: "C"}}, ""},
+		{"flatten a value path", PayloadConfig{Flatten: yes(), ValuePath: "d"}, `{"d":[1,2.5],"e":9}`,
+			[]sample{{value: abi.Int(1), path: "0"}, {value: abi.Float(2.5), path: "1"}}, ""},
+		{"flatten a scalar", PayloadConfig{Flatten: yes()}, `7`, []sample{{value: abi.Int(7)}}, ""},
+		{"flatten nothing", PayloadConfig{Flatten: yes()}, `{}`, []sample{{value: abi.JSON(`{}`)}}, ""},
+		{"flatten too much", PayloadConfig{Flatten: yes()}, "[" + strings.Repeat("1,", maxLeaves) + "1]", nil, "payload flattens to more than 10000 values"},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			got, err := testDecoder(t, c.cfg).decode([]byte(c.payload))
+			if c.problem != "" {
+				if err == nil || err.Error() != c.problem {
+					t.Fatalf("error %v, want %s", err, c.problem)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(got) != len(c.want) {
+				t.Fatalf("%d samples, want %d: %v", len(got), len(c.want), got)
+			}
+			for i := range got {
+				if got[i] != c.want[i] {
+					t.Errorf("sample %d is %+v, want %+v", i, got[i], c.want[i])
+				}
+			}
+		})
+	}
+}
+
+func TestFlattenStopsAtDepth(t *testing.T) {
+	deep := strings.Repeat(`{"a":`, 200) + "1" + strings.Repeat("}", 200)
+	got, err := testDecoder(t, PayloadConfig{Flatten: yes()}).decode([]byte(deep))
+	if err != nil || len(got) != 1 || got[0].value.Kind() != abi.KindJSON {
+		t.Errorf("%v, %v: want one JSON value", got, err)
+	}
+}
+
+func TestParseTime(t *testing.T) {
+	cases := []struct {
+		format, in string
+		want       int64 // 0: refused
+	}{
+		{"auto", "1767225600", 1767225600_000000},
+		{"auto", "1767225600.123456", 1767225600_123456},
+		{"auto", "1767225600123", 1767225600_123000},
+		{"auto", "1767225600123456", 1767225600_123456},
+		{"auto", "1767225600123456789", 1767225600_123456},
+		{"auto", `"1767225600123"`, 1767225600_123000},
+		{"auto", `"2026-01-01T00:00:00Z"`, 1767225600_000000},
+		{"auto", `"2026-01-01T00:00:00.5"`, 1767225600_500000},
+		{"auto", `"2026-01-01 01:00:00+01:00"`, 1767225600_000000},
+		{"auto", "1.7672256e9", 1767225600_000000},
+		{"auto", "-86400", -86400_000000},
+		{"s", "1767225600", 1767225600_000000},
+		{"ms", "1767225600.5", 1767225600500},
+		{"us", "1767225600", 1767225600},
+		{"ns", "1767225600999", 1767225600},
+		{"rfc3339", `"2026-01-01T00:00:00Z"`, 1767225600_000000},
+		{"rfc3339", "1767225600", 0}, {"s", `"2026-01-01T00:00:00Z"`, 0}, {"auto", `"now"`, 0}, {"auto", "true", 0}, {"auto", "null", 0},
+		{"auto", "0", 0}, {"auto", "1e-999999999", 0}, {"s", "1e18", 0}, {"auto", "1e300", 0}, {"auto", `"NaN"`, 0}, {"auto", `"0x10"`, 0}, {"auto", `""`, 0}, {"auto", "{}", 0},
+	}
+	for _, c := range cases {
+		got, err := parseTime(c.format, json.RawMessage(c.in))
+		if got != c.want || (err == nil) != (c.want != 0) {
+			t.Errorf("%s %s: %d, %v; want %d", c.format, c.in, got, err, c.want)
+		}
+	}
+}
+
+// FuzzDecode: whatever arrives becomes samples or a reason, text stays UTF-8
+// and JSON stays JSON.
+func FuzzDecode(f *testing.F) {
+	for _, seed := range []string{`{"value":1.5,"ts":1767225600,"unit":"C"}`, `[1,[2,{"a":null}]]`, "23.5", "\xff\xfe", "", `"\ud800"`, "1e999", `{"":{"":0}}`, "nan", `{"ts":"1e999999999"}`, `{"ts":1e-999999999}`} {
+		for format := range formats {
+			f.Add([]byte(seed), byte(format), true)
+		}
+	}
+	f.Fuzz(func(t *testing.T, payload []byte, format byte, flatten bool) {
+		d := testDecoder(t, PayloadConfig{Format: formats[int(format)%len(formats)], Flatten: &flatten})
+		got, err := d.decode(payload)
+		if (err == nil) == (len(got) == 0) {
+			t.Fatalf("%d samples and error %v", len(got), err)
+		}
+		for _, s := range got {
+			switch text := s.value.Text(); s.value.Kind() {
+			case abi.KindString:
+				if !utf8.ValidString(text) {
+					t.Errorf("a string that is not UTF-8: %q", text)
+				}
+			case abi.KindJSON:
+				if !json.Valid([]byte(text)) {
+					t.Errorf("a JSON value that is not JSON: %q", text)
+				}
+			}
+			if !utf8.ValidString(s.path) || !utf8.ValidString(s.unit) {
+				t.Errorf("path %q, unit %q", s.path, s.unit)
+			}
+		}
+	})
+}

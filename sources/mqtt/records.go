@@ -1,0 +1,161 @@
+package mqtt
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"sync/atomic"
+
+	"github.com/edgehost/edgehost/abi"
+	"github.com/edgehost/edgehost/sources"
+)
+
+// topicCacheSize bounds what is remembered of topics: a publisher may invent
+// topics without end.
+const topicCacheSize = 10000
+
+// mapper turns messages into records. It belongs to one goroutine, but for
+// lastSeen.
+type mapper struct {
+	source string
+	tags   map[string]string
+	rules  []*rule
+	cache  map[string]*topicInfo
+}
+
+// rule is one configured topic, ready for use.
+type rule struct {
+	topic    string
+	filter   []string
+	decoder  *decoder
+	template template
+	tags     map[string]string
+	lastSeen atomic.Int64 // microseconds since the Unix epoch; 0: never
+}
+
+// topicInfo is what is the same for all messages of a topic.
+type topicInfo struct {
+	decoder *decoder
+	attrs   []abi.Attr
+	sensor  int // index of sensor_name in attrs
+	rules   []*rule
+}
+
+func newMapper(source string, tags map[string]string, cfg Config) (*mapper, error) {
+	m := &mapper{source: source, tags: tags, cache: map[string]*topicInfo{}}
+	for i, t := range cfg.Topics {
+		d, err := newDecoder(t.Payload)
+		if err != nil {
+			return nil, fmt.Errorf("topics[%d].payload: %w", i, err)
+		}
+		r := &rule{topic: t.Topic, filter: strings.Split(t.Topic, "/"), decoder: d, tags: t.Tags}
+		if t.TopicTemplate != "" {
+			if r.template, err = parseTemplate(t.TopicTemplate); err != nil {
+				return nil, fmt.Errorf("topics[%d].topic_template: %w", i, err)
+			}
+		}
+		m.rules = append(m.rules, r)
+	}
+	return m, nil
+}
+
+// info returns what is known of a topic. A topic that no rule selects (queued
+// by the broker before the configuration changed) is read as the first rule is.
+func (m *mapper) info(topic string) *topicInfo {
+	if info, ok := m.cache[topic]; ok {
+		return info
+	}
+	levels := strings.Split(topic, "/")
+	info := &topicInfo{decoder: m.rules[0].decoder}
+	var named map[string]string
+	var tags map[string]string
+	for _, r := range m.rules {
+		if !matches(r.filter, levels) {
+			continue
+		}
+		info.rules = append(info.rules, r)
+		if len(info.rules) > 1 {
+			continue
+		}
+		info.decoder, tags = r.decoder, r.tags
+		if r.template != nil {
+			named, _ = r.template.read(levels)
+		}
+	}
+	info.attrs = sources.TagAttrs(m.tags, tags, named)
+	info.sensor = slices.IndexFunc(info.attrs, func(a abi.Attr) bool { return a.Key == abi.AttrSensorName })
+	if info.sensor < 0 {
+		info.sensor = len(info.attrs)
+		info.attrs = append(info.attrs, abi.Attr{Key: abi.AttrSensorName, Value: abi.String(levels[len(levels)-1])})
+	}
+	if len(m.cache) >= topicCacheSize {
+		clear(m.cache)
+	}
+	m.cache[topic] = info
+	return info
+}
+
+// records returns the records of msg: at least one, whatever it holds. ok is
+// false when the payload could not be read as configured.
+func (m *mapper) records(msg *message) (recs []abi.Record, ok bool) {
+	info := m.info(msg.topic)
+	for _, r := range info.rules {
+		r.lastSeen.Store(msg.arrived)
+	}
+	if msg.tooLarge > 0 {
+		r := m.record(msg, info, 4)
+		bad(&r, sources.StatusBadTooLarge, fmt.Sprintf("payload too large (%d bytes)", msg.tooLarge))
+		return []abi.Record{r}, false
+	}
+	samples, err := info.decoder.decode(msg.payload)
+	if err != nil {
+		r := m.record(msg, info, 5)
+		bad(&r, sources.StatusBadDecoding, err.Error())
+		r.Attrs = append(r.Attrs, abi.Attr{Key: abi.AttrRaw, Value: abi.Bytes(msg.payload)})
+		return []abi.Record{r}, false
+	}
+	recs = make([]abi.Record, len(samples))
+	for i, s := range samples {
+		recs[i] = m.record(msg, info, 6)
+		s.fill(&recs[i], info)
+	}
+	return recs, true
+}
+
+// record is msg without its value, with room for extra attributes.
+func (m *mapper) record(msg *message, info *topicInfo, extra int) abi.Record {
+	attrs := make([]abi.Attr, len(info.attrs), len(info.attrs)+extra)
+	copy(attrs, info.attrs)
+	attrs = append(attrs,
+		abi.Attr{Key: abi.AttrQoS, Value: abi.Int(int64(msg.qos))},
+		abi.Attr{Key: abi.AttrRetain, Value: abi.Bool(msg.retained)})
+	return abi.Record{EventTime: msg.arrived, IngestTime: msg.arrived, Source: m.source, Address: msg.topic,
+		Protocol: abi.ProtocolMQTT, Status: sources.StatusGood, Attrs: attrs}
+}
+
+// fill puts s into r, which record made of the topic info.
+func (s sample) fill(r *abi.Record, info *topicInfo) {
+	r.Value = s.value
+	if s.unit != "" {
+		r.Attrs = sources.SetAttr(r.Attrs, abi.AttrUnit, abi.String(s.unit))
+	}
+	if s.time != 0 {
+		r.EventTime = s.time
+		r.Attrs = append(r.Attrs, abi.Attr{Key: abi.AttrTimestampMS, Value: abi.Int(s.time / 1000)})
+	}
+	if s.path != "" {
+		name := r.Attrs[info.sensor].Value.Text()
+		r.Attrs[info.sensor].Value = abi.String(name + "." + s.path)
+		r.Attrs = sources.SetAttr(r.Attrs, abi.AttrSensorPath, abi.String(s.path))
+	}
+	if s.raw {
+		r.Attrs = append(r.Attrs, abi.Attr{Key: abi.AttrRaw, Value: s.value})
+	}
+}
+
+func bad(r *abi.Record, status uint32, reason string) {
+	r.Status = status
+	r.Attrs = append(r.Attrs,
+		abi.Attr{Key: abi.AttrQuality, Value: abi.String("Bad")},
+		abi.Attr{Key: abi.AttrReason, Value: abi.String(reason)})
+}

@@ -1,0 +1,271 @@
+// Package mqtt reads topics of an MQTT broker.
+//
+// The library's handler must never wait (the broker would time us out), so it
+// only puts messages into a bounded buffer; one goroutine, the pump, makes
+// records of them and emits. The broker gets its acknowledgement when the
+// pipeline has made the record durable, in order of arrival, and keeps a
+// session for us under a stable client id: what was not acknowledged comes
+// again after any outage, ours included. When the buffer is full a persistent
+// session disconnects and comes back when half of it has drained; without one
+// what does not fit is dropped and counted.
+//
+//	broker ──PUBLISH──> guard ──> buffer ──> pump ──emit──> pipeline
+//	   ^                            │                          │
+//	   └───────PUBACK, PUBREC───────┘<──────── done ───────────┘
+package mqtt
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"time"
+
+	paho "github.com/eclipse/paho.mqtt.golang"
+
+	"github.com/edgehost/edgehost/sources"
+)
+
+// Metrics of this protocol, and the reasons under which it counts failures.
+const (
+	metricMessages     = "mqtt_messages_total"
+	metricRedelivered  = "mqtt_redelivered_total" // messages that the broker sent again
+	metricUnacked      = "mqtt_unacked"
+	metricDropped      = "mqtt_dropped_total"
+	metricDecodeErrors = "mqtt_decode_errors_total"
+
+	reasonBufferFull = "buffer_full"
+	reasonTooLarge   = "too_large"
+	reasonDecode     = "decode_error"
+	reasonShutdown   = "shutdown"
+)
+
+// settleTime is how long an ending source waits for the pipeline to settle
+// what it has, so that a clean restart does not make the broker send it again.
+const settleTime = time.Second
+
+// Deps is what a source needs from its host.
+type Deps struct {
+	Status *sources.Status
+	Logger *slog.Logger
+	Now    func() time.Time // nil: time.Now
+	// HostID makes the client id: the same for ever on one host, different on
+	// every other. Not needed when the configuration names a client id.
+	HostID string
+	// StateDir, when not "", keeps the names of the subscriptions of a persistent
+	// session, so that those that leave the configuration leave the broker too.
+	StateDir string
+}
+
+// Source reads one broker. It implements sources.Source.
+type Source struct {
+	name      string
+	cfg       Config
+	endpoints []endpoint
+	clientID  string
+	subs      []subscription
+	filters   filterFile
+	mapper    *mapper
+	buf       *buffer
+	status    *sources.Status
+	log       *slog.Logger
+	now       func() time.Time
+	flaps     int // connections in a row that the broker ended at once
+}
+
+var _ sources.Source = (*Source)(nil)
+
+// New makes the source called name of endpoint. It validates cfg and reads no
+// files; what works but is probably not meant goes to the log.
+func New(name, endpoint string, tags map[string]string, cfg Config, deps Deps) (*Source, error) {
+	if err := cfg.check(endpoint, tags); err != nil {
+		return nil, fmt.Errorf("configure source %s: %w", name, err)
+	}
+	for _, w := range cfg.Warnings(endpoint) {
+		deps.Logger.Warn("configuration of source", "source", name, "key", w.Path, "warning", w.Msg)
+	}
+	cfg = cfg.withDefaults()
+	s := &Source{name: name, cfg: cfg, status: deps.Status, log: deps.Logger, now: deps.Now,
+		subs: subscriptions(cfg.Topics), clientID: cfg.ClientID,
+		buf: newBuffer(cfg.BufferMaxMessages, max(bufferBytes, 2*cfg.MaxPayloadBytes))}
+	if s.now == nil {
+		s.now = time.Now
+	}
+	if s.clientID == "" {
+		if deps.HostID == "" {
+			return nil, fmt.Errorf("configure source %s: no host id to derive the client id from: set mqtt.client_id", name)
+		}
+		s.clientID = clientID(deps.HostID, name)
+	}
+	s.filters = newFilterFile(deps.StateDir, s.clientID)
+	var err error
+	if s.mapper, err = newMapper(name, tags, cfg); err != nil {
+		return nil, fmt.Errorf("configure source %s: %w", name, err)
+	}
+	for _, raw := range append([]string{endpoint}, cfg.Endpoints...) {
+		e, err := parseEndpoint(raw, cfg.TLS)
+		if err != nil {
+			return nil, fmt.Errorf("configure source %s: endpoint %w", name, err)
+		}
+		s.endpoints = append(s.endpoints, e)
+	}
+	return s, nil
+}
+
+// clientID is 23 characters of those that every MQTT 3.1.1 broker must take
+// (section 3.1.3.1).
+func clientID(hostID, name string) string {
+	sum := sha256.Sum256([]byte(hostID + "\x00" + name))
+	return "edgehost" + hex.EncodeToString(sum[:])[:15]
+}
+
+// errBufferFull ends a connection, not the source.
+var errBufferFull = errors.New("buffer is full")
+
+// Run connects, subscribes and emits until ctx or the connection ends.
+func (s *Source) Run(ctx context.Context, emit sources.Emit) error {
+	p := s.startPump(ctx, emit)
+	err := s.connections(ctx, p)
+	p.stop(ctx)
+	if ctx.Err() != nil {
+		s.countLeft()
+		return ctx.Err()
+	}
+	return err
+}
+
+// connections makes one connection, and another each time that a full buffer
+// was the reason to end it.
+func (s *Source) connections(ctx context.Context, p *pump) error {
+	for {
+		c, err := s.connect(ctx)
+		if err != nil {
+			return err
+		}
+		if !c.resumed {
+			s.buf.newSession()
+		}
+		if err = s.serve(ctx, c, p); err != errBufferFull {
+			return err
+		}
+		s.status.Report(s.log, sources.Degraded,
+			"the pipeline takes less than the broker sends: disconnected until half of the buffer has drained; the broker keeps what is published")
+		if err := s.awaitHalf(ctx, p); err != nil {
+			return err
+		}
+	}
+}
+
+// countLeft counts what ends with us: messages of QoS 0 that the pipeline did
+// not take. The broker has the others.
+func (s *Source) countLeft() {
+	if n := s.buf.waitingQoS0(); n > 0 {
+		s.status.Fail(reasonShutdown, n)
+	}
+}
+
+// receive is the library's handler: it must not wait.
+func (s *Source) receive(c *connection, number uint64, m paho.Message) {
+	// MQTT demands UTF-8 topics, and records do; not every broker checks.
+	msg := &message{conn: number, topic: strings.ToValidUTF8(m.Topic(), "\uFFFD"), payload: m.Payload(), id: m.MessageID(), qos: m.Qos(), retained: m.Retained(),
+		dup: m.Duplicate(), arrived: sources.Micros(s.now()), ack: m.Ack}
+	if len(msg.payload) > s.cfg.MaxPayloadBytes {
+		msg.tooLarge = c.guard.trueSize()
+		msg.payload = nil
+	}
+	if msg.dup {
+		s.status.Add(metricRedelivered, 1)
+	}
+	if s.buf.push(msg) == dropped {
+		s.status.Fail(reasonBufferFull, 1)
+		s.status.Add(metricDropped, 1)
+	}
+}
+
+// serve subscribes and watches over a connection until it, the pump or ctx
+// ends, or the buffer is full.
+func (s *Source) serve(ctx context.Context, c *connection, p *pump) error {
+	stopAcks, acksStopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(acksStopped)
+		s.buf.acker(c.client.IsConnectionOpen, stopAcks)
+	}()
+	err := s.watch(ctx, c, p)
+	if ctx.Err() != nil {
+		s.awaitSettled(p)
+	}
+	close(stopAcks)
+	<-acksStopped
+	c.close()
+	return err
+}
+
+func (s *Source) watch(ctx context.Context, c *connection, p *pump) error {
+	refused, err := s.subscribe(ctx, c)
+	if err != nil {
+		return err
+	}
+	s.report(refused, c)
+	check := time.NewTicker(time.Second)
+	defer check.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case err := <-c.lost:
+			return s.lostError(c, err)
+		case <-s.buf.overflow:
+			return errBufferFull
+		case <-p.ended:
+			return p.err
+		case <-check.C:
+			s.report(refused, c)
+		}
+	}
+}
+
+// awaitSettled waits until the pipeline has nothing of ours.
+func (s *Source) awaitSettled(p *pump) {
+	deadline := time.After(settleTime)
+	<-p.ended
+	for s.buf.inPipeline() > 0 {
+		select {
+		case <-s.buf.freed:
+		case <-deadline:
+			return
+		}
+	}
+}
+
+// awaitHalf waits until the pump has drained half of the buffer.
+func (s *Source) awaitHalf(ctx context.Context, p *pump) error {
+	for !s.buf.half() {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-p.ended:
+			return p.err
+		case <-s.buf.freed:
+		}
+	}
+	return nil
+}
+
+// lostError words the loss of a connection that stood. A broker that closes
+// soon after each connect has most likely given our session to another client
+// with our client id, who gets it back in turn.
+func (s *Source) lostError(c *connection, err error) error {
+	if time.Since(c.since) < 10*time.Second {
+		s.flaps++
+	} else {
+		s.flaps = 0
+	}
+	if s.flaps >= 3 {
+		return fmt.Errorf("broker %s closed the connection %d times within 10 s of connecting: another client probably uses client id %q "+
+			"(two hosts with one configuration?): give each its own mqtt.client_id (%w)", c.to.url, s.flaps, s.clientID, err)
+	}
+	return fmt.Errorf("lost the connection to %s: %w", c.to.url, err)
+}

@@ -1,0 +1,96 @@
+package mqtt
+
+import (
+	"encoding/json"
+	"errors"
+	"math/big"
+	"strconv"
+	"strings"
+	"time"
+)
+
+var errTimestamp = errors.New("not a timestamp of the configured format")
+
+// The sizes from which auto tells the unit of a number. Each unit covers the
+// years 1973 to 5138 of the one before it: seconds of today have 10 digits,
+// milliseconds 13, microseconds 16, nanoseconds 19.
+const (
+	fromMillis = 1e11
+	fromMicros = 1e14
+	fromNanos  = 1e17
+)
+
+// maxDigits is more than any timestamp has.
+const maxDigits = 64
+
+// parseTime reads a JSON number or string as microseconds since the Unix epoch.
+func parseTime(format string, v json.RawMessage) (int64, error) {
+	text := string(v)
+	if v[0] == '"' {
+		text = strings.TrimSpace(text2string(v))
+	}
+	if format == "rfc3339" {
+		return parseDate(text)
+	}
+	us, err := parseEpoch(format, text)
+	if err != nil && format == "auto" {
+		return parseDate(text)
+	}
+	return us, err
+}
+
+func parseDate(text string) (int64, error) {
+	for _, layout := range []string{time.RFC3339Nano, "2006-01-02T15:04:05.999999999", "2006-01-02 15:04:05.999999999Z07:00", "2006-01-02 15:04:05.999999999"} {
+		if t, err := time.Parse(layout, text); err == nil {
+			return t.UnixMicro(), nil
+		}
+	}
+	return 0, errTimestamp
+}
+
+// parseEpoch reads a decimal number of s, ms, us or ns without losing
+// microseconds to binary fractions.
+func parseEpoch(format, text string) (int64, error) {
+	if len(text) > maxDigits || strings.ContainsAny(text, "xX_pP") {
+		return 0, errTimestamp
+	}
+	// A number that is 0 as a float64 may have an exponent that big.Rat would
+	// write out in full.
+	f, err := strconv.ParseFloat(text, 64)
+	if err != nil || f == 0 || !(f > -1e19 && f < 1e19) {
+		return 0, errTimestamp
+	}
+	if format == "auto" {
+		format = epochUnit(f)
+	}
+	exact, ok := new(big.Rat).SetString(text)
+	if !ok {
+		return 0, errTimestamp
+	}
+	switch format {
+	case "s":
+		exact.Mul(exact, big.NewRat(1_000_000, 1))
+	case "ms":
+		exact.Mul(exact, big.NewRat(1000, 1))
+	case "ns":
+		exact.Mul(exact, big.NewRat(1, 1000))
+	}
+	us := new(big.Int).Quo(exact.Num(), exact.Denom())
+	if !us.IsInt64() || us.Int64() == 0 {
+		return 0, errTimestamp
+	}
+	return us.Int64(), nil
+}
+
+func epochUnit(f float64) string {
+	switch abs := max(f, -f); {
+	case abs < fromMillis:
+		return "s"
+	case abs < fromMicros:
+		return "ms"
+	case abs < fromNanos:
+		return "us"
+	default:
+		return "ns"
+	}
+}

@@ -1,0 +1,143 @@
+package mqtt
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"log/slog"
+	"net"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/mochi-mqtt/server/v2"
+	"github.com/mochi-mqtt/server/v2/hooks/auth"
+	"github.com/mochi-mqtt/server/v2/listeners"
+
+	"github.com/edgehost/edgehost/sources"
+	"github.com/edgehost/edgehost/sources/sourcetest"
+)
+
+// tlsPeer is a peer behind TLS that wants a client certificate of ca when mutual
+// is set.
+func tlsPeer(t *testing.T, ca *sourcetest.CA, mutual bool) *peer {
+	t.Helper()
+	p := newPeer(t)
+	p.lis = tls.NewListener(p.lis, serverTLS(t, ca, mutual))
+	return p.start()
+}
+
+func serverTLS(t *testing.T, ca *sourcetest.CA, mutual bool) *tls.Config {
+	t.Helper()
+	certFile, keyFile := ca.Issue(t, "127.0.0.1", time.Now().Add(time.Hour))
+	cert, err := tls.LoadX509KeyPair(certFile, keyFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := &tls.Config{Certificates: []tls.Certificate{cert}}
+	if mutual {
+		data, err := os.ReadFile(ca.CertFile)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cfg.ClientCAs = x509.NewCertPool()
+		cfg.ClientCAs.AppendCertsFromPEM(data)
+		cfg.ClientAuth = tls.RequireAndVerifyClientCert
+	}
+	return cfg
+}
+
+func TestTLS(t *testing.T) {
+	ca, other := sourcetest.NewCA(t), sourcetest.NewCA(t)
+	client, clientKey := ca.Issue(t, "gateway-7", time.Now().Add(time.Hour))
+	stranger, strangerKey := other.Issue(t, "gateway-7", time.Now().Add(time.Hour))
+	open, mutual := tlsPeer(t, ca, false), tlsPeer(t, ca, true)
+	plaintext := newPeer(t).start()
+	trusted := sources.TLSConfig{Enabled: true, CACertPath: ca.CertFile}
+	withCert := func(cert, key string) sources.TLSConfig {
+		c := trusted
+		c.ClientCertPath, c.ClientKeyPath = cert, key
+		return c
+	}
+	cases := []struct {
+		name  string
+		peer  *peer
+		tls   sources.TLSConfig
+		state sources.State
+		words string
+	}{
+		{"trusted", open, trusted, sources.Connected, ""},
+		{"unknown authority", open, sources.TLSConfig{Enabled: true, CACertPath: other.CertFile}, sources.Failed, "mqtt.tls.ca_cert_path"},
+		{"wrong name", open, sources.TLSConfig{Enabled: true, CACertPath: ca.CertFile, ServerName: "other"}, sources.Failed, "mqtt.tls.server_name"},
+		{"missing file", open, sources.TLSConfig{Enabled: true, CACertPath: "/nonexistent/ca.crt"}, sources.Failed, "tls.ca_cert_path"},
+		{"client certificate", mutual, withCert(client, clientKey), sources.Connected, ""},
+		{"no client certificate", mutual, trusted, sources.AuthFailed, "requires a client certificate"},
+		{"stranger's certificate", mutual, withCert(stranger, strangerKey), sources.AuthFailed, "refuses the client certificate"},
+		{"peer without TLS", plaintext, trusted, sources.Reconnecting, "does not speak TLS"},
+		{"TLS peer without TLS here", open, sources.TLSConfig{}, sources.Reconnecting, "mqtts://"},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			cfg := oneTopic("a", 1)
+			cfg.TLS = c.tls
+			cfg.ConnectTimeoutSeconds = 2
+			s, st := newTestSource(t, "mqtt://"+c.peer.lis.Addr().String(), cfg)
+			var k sink
+			run(t, s, k.emit)
+			snap := awaitState(t, st, c.state)
+			if !strings.Contains(snap.Detail, c.words) {
+				t.Errorf("%q does not say %q", snap.Detail, c.words)
+			}
+			if c.state == sources.Connected {
+				before := len(c.peer.ackedPayloads())
+				c.peer.publish("a", "1", 1)
+				eventually(t, "an acknowledgement", func() bool { return len(c.peer.ackedPayloads()) == before+1 })
+			}
+		})
+	}
+	if len(plaintext.connects) > 0 {
+		t.Error("tls.enabled fell back to plaintext")
+	}
+}
+
+// TestWebSocket goes through an embedded broker, over ws:// and wss://.
+func TestWebSocket(t *testing.T) {
+	ca := sourcetest.NewCA(t)
+	server := mqtt.New(&mqtt.Options{InlineClient: true, Logger: slog.New(slog.DiscardHandler)})
+	if err := server.AddHook(new(auth.AllowHook), nil); err != nil {
+		t.Fatal(err)
+	}
+	endpoints := map[string]string{}
+	for scheme, cfg := range map[string]*tls.Config{"ws": nil, "wss": serverTLS(t, ca, false)} {
+		lis, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		addr := lis.Addr().String()
+		lis.Close()
+		endpoints[scheme] = scheme + "://" + addr
+		if err := server.AddListener(listeners.NewWebsocket(listeners.Config{ID: scheme, Address: addr, TLSConfig: cfg})); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := server.Serve(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { server.Close() })
+	for scheme, endpoint := range endpoints {
+		t.Run(scheme, func(t *testing.T) {
+			cfg := oneTopic("w/"+scheme, 1)
+			cfg.TLS.CACertPath = ca.CertFile
+			s, st := newTestSource(t, endpoint, cfg)
+			var k sink
+			run(t, s, k.emit)
+			awaitState(t, st, sources.Connected)
+			for range 100 {
+				if err := server.Publish("w/"+scheme, []byte("42"), false, 1); err != nil {
+					t.Fatal(err)
+				}
+			}
+			eventually(t, "100 records", func() bool { return len(k.records()) == 100 })
+		})
+	}
+}
