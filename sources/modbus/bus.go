@@ -46,12 +46,21 @@ func (bs *Buses) join(s settings, m *member) error {
 	}
 	if len(b.members) == 0 {
 		b.settings = s
-	} else if key := b.settings.difference(s); key != "" {
-		return fmt.Errorf("%s is shared with source %s, which has another modbus.%s: make them equal", s.key(), b.members[0].source, key)
+	} else if err := conflict(b.settings, s, b.members[0].source); err != nil {
+		return err
 	}
 	m.bus = b
 	b.members = append(b.members, m)
 	b.poke()
+	return nil
+}
+
+// conflict says in what s differs from what holds for the connection since the
+// source holder joined it.
+func conflict(holds, s settings, holder string) error {
+	if key := holds.difference(s); key != "" {
+		return fmt.Errorf("%s is shared with source %s, which has another modbus.%s: make them equal", s.key(), holder, key)
+	}
 	return nil
 }
 

@@ -123,11 +123,11 @@ func (p *poller) refusal(err error) bool {
 
 // read makes one request, with the configured retries.
 func (p *poller) read(start uint16, count int) (data, time.Time, error) {
-	b, unit := p.bus, p.bus.unit(p.group.slave)
+	b, u := p.bus, p.bus.unit(p.group.slave)
 	tries := 1 + p.member.retries
-	switch unit.state(time.Now()) {
+	switch u.state(time.Now()) {
 	case unitDown:
-		return data{}, time.Time{}, fmt.Errorf("unit %d is left alone for a while: %w", p.group.slave, unit.err)
+		return data{}, time.Time{}, fmt.Errorf("unit %d is left alone for a while: %w", p.group.slave, u.err)
 	case unitProbe:
 		tries = 1
 	}
@@ -138,21 +138,21 @@ func (p *poller) read(start uint16, count int) (data, time.Time, error) {
 			return data{}, time.Time{}, err
 		}
 		reused := b.used
-		d, at, err := p.exchange(unit, start, count)
+		d, at, err := p.exchange(u, start, count)
 		var ex exception
 		var lost lostError
 		switch {
 		case err == nil:
-			p.unitAnswered(unit)
+			p.unitAnswered(u)
 			return d, at, nil
 		case sources.ErrorState(err) == sources.AuthFailed:
 			p.down = err
 			return data{}, at, err
 		case errors.As(err, &ex):
 			if ex == gatewayPath || ex == gatewaySilent {
-				p.unitFailed(unit, err)
+				p.unitFailed(u, err)
 			} else {
-				p.unitAnswered(unit)
+				p.unitAnswered(u)
 			}
 			if ex != busy && ex != acknowledge {
 				return data{}, at, err
@@ -167,10 +167,10 @@ func (p *poller) read(start uint16, count int) (data, time.Time, error) {
 			}
 			tries++
 		default:
-			p.unitFailed(unit, err)
+			p.unitFailed(u, err)
 		}
 		tries--
-		if tries <= 0 || unit.state(time.Now()) == unitDown {
+		if tries <= 0 || u.state(time.Now()) == unitDown {
 			return data{}, at, err
 		}
 	}

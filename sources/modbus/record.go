@@ -122,7 +122,9 @@ func (s *Source) records(recs []abi.Record, r result) []abi.Record {
 			recs = s.point(recs, i, b)
 		}
 	}
-	s.deps.Status.Read(len(recs)-before, bytes)
+	if len(recs) > before || bytes > 0 {
+		s.deps.Status.Read(len(recs)-before, bytes)
+	}
 	return recs
 }
 

@@ -142,17 +142,33 @@ func validateTLS(c sources.TLSConfig, errs *fieldErrors) {
 	}
 }
 
+// Conflict says why s and o cannot run side by side: they share a connection and
+// do not agree on its settings. It is nil when they can. A source that conflicts
+// with one that runs already shows as failed.
+func (s *Source) Conflict(o *Source) error {
+	mine, theirs := s.connection(), o.connection()
+	if mine.key() != theirs.key() {
+		return nil
+	}
+	return conflict(theirs, mine, o.name)
+}
+
+// connection is the settings with the device that a link leads to.
+func (s *Source) connection() settings {
+	c := s.settings
+	if c.transport == "rtu" {
+		c.address = device(c.address)
+	}
+	return c
+}
+
 // Run implements sources.Source.
 func (s *Source) Run(ctx context.Context, emit sources.Emit) error {
 	m := s.member()
 	for i := range s.states {
 		s.states[i].known = false
 	}
-	settings := s.settings
-	if settings.transport == "rtu" {
-		settings.address = device(settings.address)
-	}
-	if err := s.deps.Buses.join(settings, m); err != nil {
+	if err := s.deps.Buses.join(s.connection(), m); err != nil {
 		return sources.ConfigError(err)
 	}
 	defer s.deps.Buses.leave(m)
