@@ -171,7 +171,7 @@ func (a Address) modicon(n int, t RegisterType) (place, error) {
 	if d := t.digit(); d > 0 {
 		first = fmt.Sprintf("%d or %d", d*10_000+1, d*100_000+1)
 	}
-	return place{}, fmt.Errorf("%s is not a %s address in Modicon notation; the first one is %s (or use addressing: zero_based)", string(a), t, first)
+	return place{}, fmt.Errorf("%s is not Modicon notation for register_type %s, where the first register is %s; correct it, or use addressing: zero_based", string(a), t, first)
 }
 
 func (a Address) auto(n int, t RegisterType) (place, error) {
@@ -191,6 +191,6 @@ func (a Address) auto(n int, t RegisterType) (place, error) {
 }
 
 func (a Address) contradiction(written, configured RegisterType) error {
-	return fmt.Errorf("%s is a %s address in Modicon notation, but register_type is %s; correct one of them, or set addressing: zero_based if %s counts from zero",
+	return fmt.Errorf("%s is Modicon notation for register_type %s, but register_type is %s; correct one of them, or set addressing: zero_based if %s counts from zero",
 		string(a), written, configured, string(a))
 }

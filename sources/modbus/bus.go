@@ -46,12 +46,21 @@ func (bs *Buses) join(s settings, m *member) error {
 	}
 	if len(b.members) == 0 {
 		b.settings = s
-	} else if key := b.settings.difference(s); key != "" {
-		return fmt.Errorf("%s is shared with source %s, which has another modbus.%s: make them equal", s.key(), b.members[0].source, key)
+	} else if err := conflict(b.settings, s, b.members[0].source); err != nil {
+		return err
 	}
 	m.bus = b
 	b.members = append(b.members, m)
 	b.poke()
+	return nil
+}
+
+// conflict says in what s differs from what holds for the connection since the
+// source holder joined it.
+func conflict(holds, s settings, holder string) error {
+	if key := holds.difference(s); key != "" {
+		return fmt.Errorf("%s is shared with source %s, which has another modbus.%s: make them equal", s.key(), holder, key)
+	}
 	return nil
 }
 
@@ -60,6 +69,7 @@ func (bs *Buses) join(s settings, m *member) error {
 func (bs *Buses) leave(m *member) {
 	bs.mu.Lock()
 	defer bs.mu.Unlock()
+	m.left.Store(true)
 	m.bus.members = slices.DeleteFunc(m.bus.members, func(o *member) bool { return o == m })
 	m.bus.poke()
 }
@@ -76,6 +86,7 @@ type member struct {
 	results chan result // waiting slots for each group: the bus never waits for a source
 	down    chan error  // one slot: the connection cannot be opened
 	bus     *bus
+	left    atomic.Bool // it is off the bus
 }
 
 // waiting is how many results of a group may wait to be emitted: one that the
@@ -88,6 +99,18 @@ type pollGroup struct {
 	next   time.Time    // bus only
 	queued atomic.Int32 // results that are not emitted yet, at most waiting
 	memory *memory
+
+	// The plan, made anew when memory has changed; bus only.
+	plan    [][]int
+	planned int // version of memory that plan is made of, -1: none
+}
+
+// runs returns the requests of the group's next poll.
+func (g *pollGroup) runs(l limits, points []Point) [][]int {
+	if v := g.memory.current(); v != g.planned {
+		g.plan, g.planned = l.runs(points, g.points, g.memory), v
+	}
+	return g.plan
 }
 
 // result is one poll of a group.
@@ -224,7 +247,10 @@ func (b *bus) tick(m *member, g *pollGroup) {
 		return
 	}
 	p := poller{bus: b, member: m, group: g, budget: splitsPerPoll}
-	if err := p.poll(); err != nil {
+	switch err := p.poll(); {
+	case err == errLeft:
+		return
+	case err != nil:
 		b.fail(err)
 		return
 	}
@@ -251,6 +277,9 @@ func (b *bus) connect() error {
 		return nil
 	}
 	b.pause(time.Until(b.quietUntil))
+	if !b.inUse() {
+		return errLeft
+	}
 	b.buses.mu.Lock()
 	b.conn = b.settings
 	b.buses.mu.Unlock()

@@ -3,8 +3,10 @@ package modbus
 import (
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -82,8 +84,8 @@ registers:
 		if d := cmp.Diff(map[uint8]int{1: 50, 2: 10, 3: 10}, got); d != "" {
 			t.Error(d)
 		}
-		if len(line.opens) != 1 {
-			t.Errorf("opened %d times", len(line.opens))
+		if len(line.opened()) != 1 {
+			t.Errorf("opened %d times", len(line.opened()))
 		}
 	})
 }
@@ -94,6 +96,12 @@ func TestTwoSourcesShareOneConnection(t *testing.T) {
 		a := newBench(t, line, "modbus+rtu:///dev/ttyUSB0", oneRegister)
 		b := joinBench(t, line, a.buses, "other", "modbusrtu:///dev/ttyUSB0", oneRegister+"slave_id: 2")
 		c := joinBench(t, line, a.buses, "third", "modbus+rtu:///dev/ttyUSB0", oneRegister+"slave_id: 3\nserial: {baud_rate: 9600}")
+		if err := b.Conflict(a.Source); err != nil {
+			t.Errorf("sources with equal settings conflict: %v", err)
+		}
+		if err := c.Conflict(a.Source); err == nil || !strings.Contains(err.Error(), "modbus.serial") {
+			t.Errorf("sources with different baud rates: got %v", err)
+		}
 		stopA := a.run(t)
 		synctest.Wait()
 		stopB := b.run(t)
@@ -108,8 +116,8 @@ func TestTwoSourcesShareOneConnection(t *testing.T) {
 			t.Errorf("the source with another baud rate is %s: %s", s.State, s.Detail)
 		}
 		stopAll(stopA, stopB, stopC)
-		if len(line.opens) != 1 || line.open != 0 {
-			t.Errorf("opened %d times, %d left open", len(line.opens), line.open)
+		if len(line.opened()) != 1 || line.open != 0 {
+			t.Errorf("opened %d times, %d left open", len(line.opened()), line.open)
 		}
 	})
 }
@@ -128,10 +136,11 @@ func stopAll(stops ...func()) {
 
 func TestDeadUnitCostsTheOthersNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		dead := true
+		var dead atomic.Bool
+		dead.Store(true)
 		line := &fakeLine{}
 		line.answer = func(r request) (data, error) {
-			if r.slave == 7 && dead {
+			if r.slave == 7 && dead.Load() {
 				time.Sleep(time.Second)
 				return data{}, errSilent
 			}
@@ -170,7 +179,7 @@ func TestDeadUnitCostsTheOthersNothing(t *testing.T) {
 		if s := b.status.Snapshot(); s.State != sources.Degraded || !strings.Contains(s.Detail, "1 of 10 points cannot be read: 7:40001: no reply") || b.count(MetricUnitsDown) != 1 {
 			t.Errorf("state %s: %s; %v units down", s.State, s.Detail, b.count(MetricUnitsDown))
 		}
-		dead = false
+		dead.Store(false)
 		time.Sleep(11 * time.Second)
 		stop()
 		if v := values(b.take())["7:40001"]; v != "0" || b.count(MetricUnitsDown) != 0 {
@@ -216,8 +225,8 @@ func TestRTULineIsLeftAloneAfterAFailure(t *testing.T) {
 			stop := b.run(t)
 			time.Sleep(5 * time.Second)
 			stop()
-			if len(line.opens) != 2 || line.opens[1].Sub(failed) != 700*time.Millisecond {
-				t.Errorf("%v: opened at %v, failed at %v", failure, line.opens, failed)
+			if len(line.opened()) != 2 || line.opened()[1].Sub(failed) != 700*time.Millisecond {
+				t.Errorf("%v: opened at %v, failed at %v", failure, line.opened(), failed)
 			}
 			for _, r := range b.take() {
 				if r.Status != 0 {
@@ -264,8 +273,8 @@ func TestExceptionKeepsTheConnection(t *testing.T) {
 		stop := b.run(t)
 		time.Sleep(30 * time.Second)
 		stop()
-		if len(line.opens) != 1 || b.count(MetricExceptions) != 30 && b.count(MetricExceptions) != 31 {
-			t.Errorf("opened %d times, %v exceptions", len(line.opens), b.count(MetricExceptions))
+		if len(line.opened()) != 1 || b.count(MetricExceptions) != 30 && b.count(MetricExceptions) != 31 {
+			t.Errorf("opened %d times, %v exceptions", len(line.opened()), b.count(MetricExceptions))
 		}
 		recs := b.take()
 		if len(recs) != 2 || recs[0].Status != statusDeviceFailure {
@@ -297,167 +306,6 @@ func TestBusyDeviceIsTriedAgain(t *testing.T) {
 	})
 }
 
-// illegal answers with exception 2 when the request touches one of bad.
-func illegal(bad ...int) func(request) (data, error) {
-	return func(r request) (data, error) {
-		for _, at := range bad {
-			if at >= int(r.start) && at < int(r.start)+r.count {
-				return data{}, illegalAddress
-			}
-		}
-		return numbered(r), nil
-	}
-}
-
-func TestRefusedPointIsFoundAndRemembered(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		line := &fakeLine{answer: illegal(37)}
-		b := newBench(t, line, "modbus+tcp://h", "addressing: zero_based\nregisters: [{address: 0, count: 100, register_type: holding}]")
-		stop := b.run(t)
-		time.Sleep(500 * time.Millisecond)
-		recs := b.take()
-		if len(recs) != 100 {
-			t.Fatalf("got %d records", len(recs))
-		}
-		for i := range recs {
-			want := strings.TrimPrefix(recs[i].Address, "1:holding:")
-			if want == "37" {
-				want = "BadNotFound"
-			}
-			if got := show(&recs[i]); got != want {
-				t.Errorf("%s is %s", recs[i].Address, got)
-			}
-		}
-		line.forget()
-		time.Sleep(time.Second)
-		synctest.Wait()
-		if got := fmt.Sprint(line.requests()); got != "[1 holding 0+37 1 holding 38+62]" {
-			t.Errorf("the second poll sent %s", got)
-		}
-		if n := len(b.take()); n != 99 {
-			t.Errorf("the second poll made %d records, want 99: the bad point is not repeated", n)
-		}
-		if s := b.status.Snapshot(); s.State != sources.Degraded || !strings.Contains(s.Detail, "1:holding:37: illegal data address") {
-			t.Errorf("state %s: %s", s.State, s.Detail)
-		}
-		line.answer = illegal()
-		time.Sleep(65 * time.Second)
-		synctest.Wait()
-		line.forget()
-		b.take()
-		time.Sleep(time.Second)
-		stop()
-		if got := fmt.Sprint(line.requests()); got != "[1 holding 0+100]" || len(b.take()) != 100 {
-			t.Errorf("after the address came back, polls send %s", got)
-		}
-	})
-}
-
-func TestHoleBetweenPointsIsFoundAndRemembered(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		line := &fakeLine{answer: illegal(11, 12)}
-		b := newBench(t, line, "modbus+tcp://h", `
-addressing: zero_based
-registers:
-  - {address: 0, count: 10, register_type: holding}
-  - {address: 14, count: 10, register_type: holding}
-`)
-		stop := b.run(t)
-		time.Sleep(2500 * time.Millisecond)
-		line.forget()
-		time.Sleep(time.Second)
-		stop()
-		if got := fmt.Sprint(line.requests()); got != "[1 holding 0+10 1 holding 14+10]" {
-			t.Errorf("later polls send %s", got)
-		}
-		for _, r := range b.take() {
-			if r.Status != 0 {
-				t.Errorf("%s is bad although the device has it", r.Address)
-			}
-		}
-	})
-}
-
-func TestOldDeviceWithFewRegistersPerRequest(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		line := &fakeLine{answer: func(r request) (data, error) {
-			if r.count > 20 {
-				return data{}, illegalValue
-			}
-			return numbered(r), nil
-		}}
-		b := newBench(t, line, "modbus+tcp://h", "addressing: zero_based\nregisters: [{address: 0, count: 125, register_type: holding}]")
-		stop := b.run(t)
-		time.Sleep(3*time.Second + 500*time.Millisecond)
-		line.forget()
-		b.take()
-		time.Sleep(time.Second)
-		stop()
-		if n := len(line.requests()); n != 8 || len(b.take()) != 125 {
-			t.Errorf("%d requests for 125 registers, want 8 of 15 and 16", n)
-		}
-	})
-}
-
-func TestDeviceThatRefusesEverythingIsNotFlooded(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		all := make([]int, 125)
-		for i := range all {
-			all[i] = i
-		}
-		line := &fakeLine{answer: illegal(all...)}
-		b := newBench(t, line, "modbus+tcp://h", "addressing: zero_based\nregisters: [{address: 0, count: 125, register_type: holding}]")
-		stop := b.run(t)
-		time.Sleep(30*time.Second + 500*time.Millisecond)
-		for _, r := range line.requests() {
-			if n := countAt(line.requests(), r.at); n > 2*splitsPerPoll+8 {
-				t.Fatalf("%d requests in one poll", n)
-			}
-		}
-		line.forget()
-		time.Sleep(20 * time.Second)
-		if n := len(line.requests()); n > 21 {
-			t.Errorf("%d requests in 20 polls of points that are all refused", n)
-		}
-		line.answer = illegal()
-		time.Sleep(70 * time.Second)
-		b.take()
-		time.Sleep(time.Second)
-		stop()
-		if n := len(b.take()); n != 125 {
-			t.Errorf("%d records a poll after the device has its addresses back", n)
-		}
-	})
-}
-
-func countAt(all []request, at time.Time) (n int) {
-	for _, r := range all {
-		if r.at.Equal(at) {
-			n++
-		}
-	}
-	return n
-}
-
-func TestMalformedExceptionIsARefusalOnTheSecondTry(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		line := &fakeLine{answer: func(r request) (data, error) {
-			if r.start <= 3 && int(r.start)+r.count > 3 {
-				return data{}, errOdd
-			}
-			return numbered(r), nil
-		}}
-		b := newBench(t, line, "modbus+tcp://h", "addressing: zero_based\nregisters: [{address: 0, count: 8, register_type: holding}]")
-		stop := b.run(t)
-		time.Sleep(500 * time.Millisecond)
-		stop()
-		got := values(b.take())
-		if len(got) != 8 || got["1:holding:3"] != "BadCommunicationError" || got["1:holding:4"] != "4" {
-			t.Errorf("got %v", got)
-		}
-	})
-}
-
 func TestConnectionThatCannotBeOpened(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		line := &fakeLine{answer: answerAfter(time.Millisecond), refuse: errors.New("connection refused")}
@@ -473,13 +321,13 @@ func TestConnectionThatCannotBeOpened(t *testing.T) {
 			t.Errorf("state %s: %s", s.State, s.Detail)
 		}
 		var at []time.Duration
-		for _, o := range line.opens {
+		for _, o := range line.opened() {
 			at = append(at, o.Sub(begin).Round(time.Second))
 		}
 		if !slices.Equal(at, []time.Duration{0, time.Second, 3 * time.Second, 7 * time.Second}) {
 			t.Errorf("tried at %v, want the back-off of the supervisor", at)
 		}
-		line.refuse = nil
+		line.set(answerAfter(time.Millisecond), nil)
 		time.Sleep(6 * time.Second)
 		stop()
 		if got := values(b.take()); got["1:40001"] != "0" || got["1:40002"] != "1" {
@@ -523,5 +371,37 @@ func TestBlockedSourceDoesNotHoldUpItsNeighbour(t *testing.T) {
 			t.Errorf("the neighbour got %d records in 11 polls, want 22", n)
 		}
 		stopAll(stopA, stopB)
+	})
+}
+
+// TestSourceThatLeavesStopsItsPoll ends a source in the middle of a poll of many
+// requests that all time out.
+func TestSourceThatLeavesStopsItsPoll(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		line := &fakeLine{answer: func(request) (data, error) { time.Sleep(time.Second); return data{}, errSilent }}
+		b := newBench(t, line, "modbus+rtutcp://h", "max_gap: 0\nretries: 0\nunit_breaker: {failures: 1000}\naddressing: zero_based\nregisters:\n"+
+			strings.Join([]string{"  - {address: 0, register_type: holding}", "  - {address: 10, register_type: holding}", "  - {address: 20, register_type: holding}"}, "\n"))
+		stop := b.run(t)
+		time.Sleep(500 * time.Millisecond)
+		begin := time.Now()
+		stop()
+		if took := time.Since(begin); took > 2*time.Second || len(line.requests()) != 1 || len(line.opened()) != 1 {
+			t.Errorf("took %v, %v requests, opened %d times", took, line.requests(), len(line.opened()))
+		}
+	})
+}
+
+func TestRefusedCertificateShowsAsSuch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		line := &fakeLine{answer: func(request) (data, error) {
+			return data{}, classify(&net.OpError{Op: "remote error", Err: errors.New("tls: certificate required")})
+		}}
+		b := newBench(t, line, "modbus+tls://h", oneRegister)
+		stop := b.run(t)
+		time.Sleep(500 * time.Millisecond)
+		if s := b.status.Snapshot(); s.State != sources.AuthFailed || !strings.Contains(s.Detail, "certificate required") {
+			t.Errorf("state %s: %s", s.State, s.Detail)
+		}
+		stop()
 	})
 }

@@ -24,7 +24,7 @@ type Config struct {
 	TLS                    sources.TLSConfig `yaml:"tls"`                       // modbus+tls only
 	Addressing             Addressing        `yaml:"addressing"`                // default auto
 	ByteOrder              string            `yaml:"byte_order"`                // default ABCD
-	MaxGap                 *int              `yaml:"max_gap"`                   // registers read through to save a request; default 8, 0 reads through none
+	MaxGap                 *int              `yaml:"max_gap"`                   // registers read through to save a request; default 8, 0 for none; 16 bits count as one
 	MaxRegistersPerRequest int               `yaml:"max_registers_per_request"` // default and limit 125; 16 bits count as one
 	UnitBreaker            BreakerConfig     `yaml:"unit_breaker"`
 	Report                 Report            `yaml:"report"`            // default always
@@ -90,6 +90,7 @@ const (
 	bitsPerWord  = 16 // 125 words = 2,000 bits, the limit of both bit tables
 	minInterval  = time.Millisecond
 	maxSeconds   = 86400
+	maxPoints    = 200_000 // of a source
 )
 
 // withDefaults returns c with every field set.
@@ -150,9 +151,14 @@ func (c Config) Validate() []sources.FieldError {
 	if len(d.Registers) == 0 {
 		errs = append(errs, sources.FieldError{Path: "registers", Msg: "is empty: name at least one register to read"})
 	}
+	total := 0
 	for i := range d.Registers {
-		_, more := d.expand(&d.Registers[i])
+		points, more := d.expand(&d.Registers[i])
 		errs = append(errs, sources.Prefix(fmt.Sprintf("registers[%d]", i), more)...)
+		if total += len(points); total > maxPoints {
+			return append(errs, sources.FieldError{Path: "registers",
+				Msg: fmt.Sprintf("holds more than %d values: divide them among several sources", maxPoints)})
+		}
 	}
 	return errs
 }

@@ -108,7 +108,7 @@ func TestConfigErrors(t *testing.T) {
 		{reg + "serial: {parity: X}", "serial.parity", "N, E, O"},
 		{reg + "serial: {stop_bits: 3}", "serial.stop_bits", "between 1 and 2"},
 		{reg + "tls: {enabled: true, min_version: '1.0'}", "tls.min_version", "TLS version"},
-		{"registers: [{address: 40001, register_type: input}]", "registers[0].address", "holding address"},
+		{"registers: [{address: 40001, register_type: input}]", "registers[0].address", "register_type holding"},
 		{"registers: [{address: 40001}]", "registers[0].register_type", "holding, input, coil, discrete"},
 		{"registers: [{register_type: holding}]", "registers[0].address", "is missing"},
 		{"registers: [{address: 40001, register_type: holding, data_type: float}]", "registers[0].data_type", "float32"},
@@ -126,6 +126,7 @@ func TestConfigErrors(t *testing.T) {
 		{"registers: [{address: 40001, register_type: holding, scale: 0}]", "registers[0].scale", "makes no number"},
 		{"registers: [{address: 40001, register_type: holding, scale_factor: 0}]", "registers[0].scale_factor", "every scaled_value 0"},
 		{"registers: [{address: 40001, register_type: holding, tags: {slave_id: x}}]", "registers[0].tags.slave_id", "set by the protocol"},
+		{"addressing: zero_based\nregisters: [" + strings.Repeat("{address: 0, count: 65000, register_type: input},", 4) + "]", "registers", "more than 200000 values"},
 		{"max_registers_per_request: 2\nregisters: [{address: 40001, register_type: holding, data_type: float64}]", "registers[0].data_type", "max_registers_per_request (2)"},
 	} {
 		errs := read(t, c.text).Validate()

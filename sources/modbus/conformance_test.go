@@ -20,7 +20,7 @@ import (
 // golden values.
 func checkPeer(t *testing.T, endpoint, extra string, image peerImage) {
 	t.Helper()
-	b := real(t, endpoint, image.config+extra)
+	b := onWire(t, endpoint, image.config+extra)
 	stop := b.run(t)
 	got := map[string]string{}
 	eventually(t, "every value of the peer", func() bool {
@@ -96,13 +96,11 @@ func awaitUDP(t *testing.T, port string) {
 
 func awaitAnswer(t *testing.T, endpoint, extra string) {
 	t.Helper()
-	b := real(t, endpoint, extra+"poll_interval_ms: 50\ntimeout_ms: 200\nunit_breaker: {retry_seconds: 0.05}\nregisters: [{address: 0, register_type: holding}]")
+	b := onWire(t, endpoint, extra+"poll_interval_ms: 50\ntimeout_ms: 200\nunit_breaker: {retry_seconds: 0.05}\nregisters: [{address: 0, register_type: holding}]")
 	stop := b.run(t)
-	eventually(t, "the peer to answer", func() bool { return slices.Contains(states(b.status), sources.Connected) })
+	eventually(t, "the peer to answer", func() bool { return b.status.Snapshot().State == sources.Connected })
 	stop()
 }
-
-func states(s *sources.Status) []sources.State { return []sources.State{s.Snapshot().State} }
 
 // numbersConfig reads n registers that hold their own offsets.
 func numbersConfig(n int, extra string) string {
@@ -120,7 +118,7 @@ func TestSmokeHolesOfPeers(t *testing.T) {
 			args := slices.Clone(command)
 			args[slices.Index(args, "PORT")] = port
 			spawnTCP(t, port, args[0], args[1:]...)
-			b := real(t, "modbus+tcp://127.0.0.1:"+port, numbersConfig(120, ""))
+			b := onWire(t, "modbus+tcp://127.0.0.1:"+port, numbersConfig(120, ""))
 			stop := b.run(t)
 			bad := map[string]string{}
 			right := 0
@@ -158,7 +156,7 @@ func TestAddressesBeyondTheTable(t *testing.T) {
 			args := slices.Clone(command)
 			args[slices.Index(args, "PORT")] = port
 			spawnTCP(t, port, args[0], args[1:]...)
-			b := real(t, "modbus+tcp://127.0.0.1:"+port, numbersConfig(103, ""))
+			b := onWire(t, "modbus+tcp://127.0.0.1:"+port, numbersConfig(103, ""))
 			stop := b.run(t)
 			good, bad := map[string]bool{}, map[string]bool{}
 			eventually(t, "values below the end and bad records beyond it", func() bool {
@@ -187,7 +185,7 @@ func TestAbsentUnitAmongTenOfAPeer(t *testing.T) {
 	for unit := 1; unit <= 10; unit++ {
 		text += fmt.Sprintf("  - {address: 0, count: 4, register_type: input, slave_id: %d}\n", unit)
 	}
-	b := real(t, "modbus+rtu://"+l.master, text)
+	b := onWire(t, "modbus+rtu://"+l.master, text)
 	stop := b.run(t)
 	eventually(t, "the breaker of the absent unit", func() bool { return b.count(MetricUnitsDown) == 1 })
 	b.take()
@@ -217,7 +215,7 @@ func TestLateRepliesOfAPeer(t *testing.T) {
 		l := newLine(t)
 		// From just too late to later than the quiet time after it.
 		spawn(t, libmodbusServer(t), numbers, "rtu", l.slave, "1", "3", fmt.Sprint(25+15*(i%4)))
-		benches[i] = real(t, "modbus+rtu://"+l.master, fourBlocks+"timeout_ms: 20\nserial: {baud_rate: 115200}\n")
+		benches[i] = onWire(t, "modbus+rtu://"+l.master, fourBlocks+"timeout_ms: 20\nserial: {baud_rate: 115200}\n")
 		stops[i] = benches[i].run(t)
 	}
 	right := make([]int, lines)
@@ -248,12 +246,12 @@ func TestLateRepliesOfAPeer(t *testing.T) {
 func TestServerRestart(t *testing.T) {
 	numbers, port := numbersImage(t, 20), freePort(t)
 	server := spawnTCP(t, port, libmodbusServer(t), numbers, "tcp", port)
-	b := real(t, "modbus+tcp://127.0.0.1:"+port, numbersConfig(10, ""))
+	b := onWire(t, "modbus+tcp://127.0.0.1:"+port, numbersConfig(10, ""))
 	stop := b.run(t)
 	right := 0
 	eventually(t, "values", func() bool { right += checkNumbers(t, b); return right > 100 })
 	server.kill()
-	eventually(t, "the source to notice", func() bool { return slices.Contains(states(b.status), sources.Reconnecting) })
+	eventually(t, "the source to notice", func() bool { return b.status.Snapshot().State == sources.Reconnecting })
 	bad := 0
 	for _, r := range b.take() {
 		if r.Status != 0 {
@@ -276,7 +274,7 @@ func TestPlugIsPulled(t *testing.T) {
 	l := newLine(t)
 	slave := spawn(t, libmodbusServer(t), numbers, "rtu", l.slave, "1")
 	awaitSerial(t, l)
-	b := real(t, "modbus+rtu://"+l.master, numbersConfig(10, "serial: {baud_rate: 115200}\n"))
+	b := onWire(t, "modbus+rtu://"+l.master, numbersConfig(10, "serial: {baud_rate: 115200}\n"))
 	stop := b.run(t)
 	right := 0
 	eventually(t, "values", func() bool { right += checkNumbers(t, b); return right > 100 })
@@ -284,7 +282,7 @@ func TestPlugIsPulled(t *testing.T) {
 	slave.kill()
 	os.Remove(l.master)
 	os.Remove(l.slave)
-	eventually(t, "the source to notice", func() bool { return slices.Contains(states(b.status), sources.Reconnecting) })
+	eventually(t, "the source to notice", func() bool { return b.status.Snapshot().State == sources.Reconnecting })
 	if detail := b.status.Snapshot().Detail; !strings.Contains(detail, "no such file") {
 		t.Errorf("detail is %q", detail)
 	}
@@ -303,7 +301,7 @@ func TestTwoSourcesOnOneTTY(t *testing.T) {
 	if err := os.Symlink(l.master, link); err != nil {
 		t.Fatal(err)
 	}
-	a := real(t, "modbus+rtu://"+l.master, numbersConfig(10, "serial: {baud_rate: 115200}\n"))
+	a := onWire(t, "modbus+rtu://"+l.master, numbersConfig(10, "serial: {baud_rate: 115200}\n"))
 	b := joinBench(t, nil, a.buses, "other", "modbus+rtu://"+link, numbersConfig(120, "slave_id: 2\nserial: {baud_rate: 115200}\n"))
 	stopA, stopB := a.run(t), b.run(t)
 	var fromA, fromB int
@@ -334,11 +332,11 @@ func TestSmokeTLS(t *testing.T) {
 		state sources.State
 	}{
 		"another authority":     {fmt.Sprintf("ca_cert_path: %s, %s", otherCA, client), sources.AuthFailed},
-		"no client certificate": {"ca_cert_path: " + ca, sources.Degraded},
+		"no client certificate": {"ca_cert_path: " + ca, sources.AuthFailed},
 		"missing file":          {"ca_cert_path: /nowhere", sources.Failed},
 	} {
 		t.Run(name, func(t *testing.T) {
-			b := real(t, endpoint, numbersConfig(10, fmt.Sprintf("tls: {enabled: true, %s}\n", c.tls)))
+			b := onWire(t, endpoint, numbersConfig(10, fmt.Sprintf("tls: {enabled: true, %s}\n", c.tls)))
 			stop := b.run(t)
 			eventually(t, "the refusal", func() bool {
 				for _, r := range b.take() {
@@ -346,8 +344,7 @@ func TestSmokeTLS(t *testing.T) {
 						t.Fatal("got a value")
 					}
 				}
-				s := b.status.Snapshot()
-				return s.State == c.state || (c.state == sources.Degraded && s.State != sources.Connecting && s.Detail != "")
+				return b.status.Snapshot().State == c.state
 			})
 			t.Logf("%s: %s", b.status.Snapshot().State, b.status.Snapshot().Detail)
 			stop()

@@ -17,7 +17,7 @@ func TestContract(t *testing.T) {
 		s := newSlave(t, false, func(_ int, r wireRequest, s *slave) {
 			s.send(s.frame(r, binary.BigEndian.AppendUint32([]byte{r.unit, r.fc, 4}, now.Load())))
 		})
-		b := real(t, s.endpoint(), "poll_interval_ms: 1\nreport: on_change\nregisters: [{address: 40001, register_type: holding, data_type: uint32}]")
+		b := onWire(t, s.endpoint(), "poll_interval_ms: 1\nreport: on_change\nregisters: [{address: 40001, register_type: holding, data_type: uint32}]")
 		t.Cleanup(b.buses.Wait)
 		return sourcetest.Rig{
 			Source: b.Source, Status: b.status,

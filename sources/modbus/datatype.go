@@ -102,7 +102,9 @@ var errDigit = errors.New("register does not hold BCD: a digit is above 9; check
 // (big-endian within each register). It does not apply scale and offset. It
 // fails only for BCD registers that hold no decimal digits.
 func (p *Point) decode(wire []byte) (abi.Value, error) {
-	b := p.reorder(wire)
+	var number [8]byte // what all types but long strings fit into, off the heap
+	b := append(number[:0], wire...)
+	p.reorder(b)
 	switch p.DataType {
 	case TypeBool:
 		return abi.Bool(binary.BigEndian.Uint16(b) != 0), nil
@@ -141,9 +143,8 @@ func (p *Point) decode(wire []byte) (abi.Value, error) {
 	}
 }
 
-// reorder returns a copy of wire with the most significant byte first.
-func (p *Point) reorder(wire []byte) []byte {
-	b := slices.Clone(wire)
+// reorder puts the most significant byte of b first.
+func (p *Point) reorder(b []byte) {
 	if p.ByteOrder == BADC || p.ByteOrder == DCBA {
 		for i := 0; i+1 < len(b); i += 2 {
 			b[i], b[i+1] = b[i+1], b[i]
@@ -154,7 +155,6 @@ func (p *Point) reorder(wire []byte) []byte {
 			b[i], b[i+1], b[j], b[j+1] = b[j], b[j+1], b[i], b[i+1]
 		}
 	}
-	return b
 }
 
 func bcd(b []byte) (abi.Value, error) {

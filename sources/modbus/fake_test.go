@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -61,14 +62,29 @@ func (l *fakeLine) read(slave uint8, t RegisterType, start uint16, count int) (d
 	r := request{time.Now(), slave, t, start, count}
 	l.mu.Lock()
 	l.asked = append(l.asked, r)
+	answer := l.answer
 	l.mu.Unlock()
-	return l.answer(r)
+	return answer(r)
+}
+
+// set changes what the line does from now on; refuse nil lets it be opened.
+func (l *fakeLine) set(answer func(request) (data, error), refuse error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.answer, l.refuse = answer, refuse
+}
+
+// opened returns when the connection was opened, or tried to be.
+func (l *fakeLine) opened() []time.Time {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.opens)
 }
 
 func (l *fakeLine) requests() []request {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return append([]request(nil), l.asked...)
+	return slices.Clone(l.asked)
 }
 
 // forget drops what was asked so far.

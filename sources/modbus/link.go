@@ -150,11 +150,20 @@ func classifyOpen(err error) error {
 	var unknown x509.UnknownAuthorityError
 	var name x509.HostnameError
 	var invalid x509.CertificateInvalidError
-	var alert tls.AlertError
-	if errors.As(err, &unknown) || errors.As(err, &name) || errors.As(err, &invalid) || errors.As(err, &alert) {
-		return sources.AuthError(err)
+	if errors.As(err, &unknown) || errors.As(err, &name) || errors.As(err, &invalid) {
+		return sources.AuthError(fmt.Errorf("device's certificate is not trusted; check tls.ca_cert_path and the host in the endpoint: %w", err))
+	}
+	if isAlert(err) {
+		return classify(err)
 	}
 	return err
+}
+
+// isAlert reports whether err is the peer's TLS alert. With TLS 1.3 a device
+// that refuses our certificate says so in reply to the first read.
+func isAlert(err error) bool {
+	var op *net.OpError
+	return errors.As(err, &op) && op.Op == "remote error"
 }
 
 func (l client) close() {
@@ -208,6 +217,9 @@ func classify(err error) error {
 		}
 		if errors.Is(err, context.DeadlineExceeded) {
 			return errSilent
+		}
+		if isAlert(err) {
+			return sources.AuthError(fmt.Errorf("device refuses our certificate; check tls.client_cert_path and the device's list of trusted certificates: %w", err))
 		}
 		return lostError{err}
 	}

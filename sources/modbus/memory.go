@@ -14,9 +14,10 @@ const refusedRetry = time.Minute
 // refuses, by indexes of points. It outlives connections. A nil memory knows
 // nothing.
 type memory struct {
-	mu    sync.Mutex
-	cuts  map[int]bool    // a request must begin with this point: before it lies a hole, or a limit of the device
-	holes map[int]refusal // points refused on their own
+	mu      sync.Mutex
+	version int             // grows with every change
+	cuts    map[int]bool    // a request must begin with this point: before it lies a hole, or a limit of the device
+	holes   map[int]refusal // points refused on their own
 }
 
 type refusal struct {
@@ -49,12 +50,14 @@ func (m *memory) setCut(point int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.cuts[point] = true
+	m.version++
 }
 
 func (m *memory) refuse(point int, err error, now time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.holes[point] = refusal{err, now.Add(refusedRetry)}
+	m.version++
 }
 
 // acceptAll forgets the refusals of list: one address came back, so the others
@@ -65,6 +68,14 @@ func (m *memory) acceptAll(list []int) {
 	for _, i := range list {
 		delete(m.holes, i)
 	}
+	m.version++
+}
+
+// current is the number of the state that m is in.
+func (m *memory) current() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.version
 }
 
 // holesOf returns those of list that are refused, with the reasons, and the one
@@ -73,6 +84,9 @@ func (m *memory) holesOf(list []int, now time.Time) (refused []int, reasons []er
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	retry = -1
+	if len(m.holes) == 0 {
+		return nil, nil, retry
+	}
 	for _, i := range list {
 		h, ok := m.holes[i]
 		if !ok {

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/edgehost/edgehost/sources"
 )
 
 // The metrics of the modbus source, per source.
@@ -37,15 +39,18 @@ type poller struct {
 	down   error // the connection cannot be opened
 }
 
+// errLeft says that the source that asked is gone.
+var errLeft = errors.New("source left the connection")
+
 // poll reads every point of the group into p.out. Its error means that the
-// connection cannot be opened.
+// connection cannot be opened, or is errLeft.
 func (p *poller) poll() error {
-	points, now := p.member.points, time.Now()
+	now := time.Now()
 	refused, reasons, retry := p.group.memory.holesOf(p.group.points, now)
 	for i := range refused {
 		p.out = append(p.out, block{points: refused[i : i+1], at: now, err: reasons[i]})
 	}
-	for _, run := range p.member.limits.runs(points, p.group.points, p.group.memory) {
+	for _, run := range p.group.runs(p.member.limits, p.member.points) {
 		p.fetch(run)
 	}
 	if retry >= 0 {
@@ -59,6 +64,9 @@ func (p *poller) poll() error {
 // and later polls go around them) or both halves are accepted (then the hole,
 // or a limit of the device, lies between them, and later polls cut there).
 func (p *poller) fetch(list []int) (hole bool) {
+	if p.down == nil && p.member.left.Load() {
+		p.down = errLeft
+	}
 	if p.down != nil {
 		return false
 	}
@@ -115,11 +123,11 @@ func (p *poller) refusal(err error) bool {
 
 // read makes one request, with the configured retries.
 func (p *poller) read(start uint16, count int) (data, time.Time, error) {
-	b, unit := p.bus, p.bus.unit(p.group.slave)
+	b, u := p.bus, p.bus.unit(p.group.slave)
 	tries := 1 + p.member.retries
-	switch unit.state(time.Now()) {
+	switch u.state(time.Now()) {
 	case unitDown:
-		return data{}, time.Time{}, fmt.Errorf("unit %d is left alone for a while: %w", p.group.slave, unit.err)
+		return data{}, time.Time{}, fmt.Errorf("unit %d is left alone for a while: %w", p.group.slave, u.err)
 	case unitProbe:
 		tries = 1
 	}
@@ -130,18 +138,21 @@ func (p *poller) read(start uint16, count int) (data, time.Time, error) {
 			return data{}, time.Time{}, err
 		}
 		reused := b.used
-		d, at, err := p.exchange(unit, start, count)
+		d, at, err := p.exchange(u, start, count)
 		var ex exception
 		var lost lostError
 		switch {
 		case err == nil:
-			p.unitAnswered(unit)
+			p.unitAnswered(u)
 			return d, at, nil
+		case sources.ErrorState(err) == sources.AuthFailed:
+			p.down = err
+			return data{}, at, err
 		case errors.As(err, &ex):
 			if ex == gatewayPath || ex == gatewaySilent {
-				p.unitFailed(unit, err)
+				p.unitFailed(u, err)
 			} else {
-				p.unitAnswered(unit)
+				p.unitAnswered(u)
 			}
 			if ex != busy && ex != acknowledge {
 				return data{}, at, err
@@ -156,10 +167,10 @@ func (p *poller) read(start uint16, count int) (data, time.Time, error) {
 			}
 			tries++
 		default:
-			p.unitFailed(unit, err)
+			p.unitFailed(u, err)
 		}
 		tries--
-		if tries <= 0 || unit.state(time.Now()) == unitDown {
+		if tries <= 0 || u.state(time.Now()) == unitDown {
 			return data{}, at, err
 		}
 	}

@@ -49,6 +49,9 @@ type Source struct {
 	states []pointState
 	attrs  [][]abi.Attr // by point: what never changes
 	forget atomic.Bool  // a batch was not stored: report everything anew
+	spare  []abi.Attr   // room for the attributes of the next records
+	last   int          // records of the last batch
+	ingest int64        // IngestTime of the records that are being made
 	dirty  bool         // a point became known, good or bad since the last report
 }
 
@@ -139,17 +142,33 @@ func validateTLS(c sources.TLSConfig, errs *fieldErrors) {
 	}
 }
 
+// Conflict says why s and o cannot run side by side: they share a connection and
+// do not agree on its settings. It is nil when they can. A source that conflicts
+// with one that runs already shows as failed.
+func (s *Source) Conflict(o *Source) error {
+	mine, theirs := s.connection(), o.connection()
+	if mine.key() != theirs.key() {
+		return nil
+	}
+	return conflict(theirs, mine, o.name)
+}
+
+// connection is the settings with the device that a link leads to.
+func (s *Source) connection() settings {
+	c := s.settings
+	if c.transport == "rtu" {
+		c.address = device(c.address)
+	}
+	return c
+}
+
 // Run implements sources.Source.
 func (s *Source) Run(ctx context.Context, emit sources.Emit) error {
 	m := s.member()
 	for i := range s.states {
 		s.states[i].known = false
 	}
-	settings := s.settings
-	if settings.transport == "rtu" {
-		settings.address = device(settings.address)
-	}
-	if err := s.deps.Buses.join(settings, m); err != nil {
+	if err := s.deps.Buses.join(s.connection(), m); err != nil {
 		return sources.ConfigError(err)
 	}
 	defer s.deps.Buses.leave(m)
@@ -175,7 +194,7 @@ func (s *Source) member() *member {
 	m := &member{source: s.name, status: s.deps.Status, points: s.points, limits: c.limits(), retries: *c.Retries,
 		breaker: c.UnitBreaker, results: make(chan result, waiting*len(s.groups)), down: make(chan error, 1)}
 	for i, g := range s.groups {
-		m.groups = append(m.groups, &pollGroup{group: g, memory: s.memories[i]})
+		m.groups = append(m.groups, &pollGroup{group: g, memory: s.memories[i], planned: -1})
 	}
 	return m
 }
@@ -184,7 +203,7 @@ func (s *Source) member() *member {
 // them. The groups can be polled again afterwards.
 func (s *Source) deliver(ctx context.Context, emit sources.Emit, m *member, r result) error {
 	done := []*pollGroup{r.group}
-	recs := s.records(nil, r)
+	recs := s.records(make([]abi.Record, 0, s.last), r)
 	for more := true; more && len(recs) < sources.BatchRecords; {
 		select {
 		case r = <-m.results:
@@ -194,6 +213,7 @@ func (s *Source) deliver(ctx context.Context, emit sources.Emit, m *member, r re
 			more = false
 		}
 	}
+	s.last = len(recs)
 	s.report()
 	if err := s.send(ctx, emit, recs); err != nil {
 		return err
@@ -213,6 +233,7 @@ func (s *Source) lost(ctx context.Context, emit sources.Emit, m *member, down er
 	}
 	s.relearn()
 	now := time.Now()
+	s.ingest = sources.Micros(now)
 	for i := range s.points {
 		recs = s.fail(recs, i, now, quality{statusNotConnected, "BadNotConnected", down.Error()})
 	}
