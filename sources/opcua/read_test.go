@@ -104,7 +104,8 @@ func TestBrowseCycle(t *testing.T) {
 	}
 }
 
-// TestTypes compares every type with what asyncua reads from the same server.
+// TestTypes compares every type with what asyncua reads from the same server,
+// and with the golden file.
 func TestTypes(t *testing.T) {
 	python := "../../.cache/opcua-venv/bin/python"
 	if _, err := os.Stat(python); err != nil {
@@ -124,7 +125,7 @@ func TestTypes(t *testing.T) {
 	eventually(t, "all values", 20*time.Second, func() bool { return len(r.col.all()) >= len(want) })
 	got := map[string]string{}
 	for _, rec := range r.col.all() {
-		_, name, _ := strings.Cut(rec.Address, "s=")
+		_, name, _ := strings.Cut(rec.Address, ";s=")
 		got[name] = rec.Value.Kind().String() + " " + plainText(rec.Value)
 		if reason, ok := rec.Attr(abi.AttrReason); ok {
 			got[name] += " (" + reason.Text() + ")"
@@ -132,6 +133,17 @@ func TestTypes(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("asyncua (-) and we (+) differ:\n%s", diff)
+	}
+	b, err := os.ReadFile("testdata/types.golden.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var golden map[string]string
+	if err := json.Unmarshal(b, &golden); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(golden, got); diff != "" {
+		t.Errorf("the golden file (-) and we (+) differ:\n%s", diff)
 	}
 }
 

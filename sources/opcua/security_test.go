@@ -105,7 +105,7 @@ func TestSmokeSecured(t *testing.T) {
 // of them connects.
 func TestRefusals(t *testing.T) {
 	open := startPeer(t, map[string]any{"counters": 1, "secure": true})
-	strict := startPeer(t, map[string]any{"counters": 1, "secure": true, "autoAccept": false})
+	strict := startPeer(t, map[string]any{"counters": 1, "secure": true, "autoAccept": false, "dir": t.TempDir()})
 	closed := startPeer(t, map[string]any{"counters": 1, "secure": true, "anonymous": false})
 	plain := startPeer(t, map[string]any{"counters": 1})
 	for name, tc := range map[string]struct {
