@@ -25,7 +25,8 @@ type variable struct {
 }
 
 // browseBelow returns the variables at and below a start node, each once, in
-// breadth-first order. full says that max_nodes cut it short.
+// breadth-first order. full says that max_nodes cut it short. A start node that
+// the server does not have is an error that is a ua.StatusCode.
 func (s *session) browseBelow(ctx context.Context, st start) (out []variable, full bool, err error) {
 	depth, limit := st.cfg.MaxDepth, st.cfg.MaxNodes
 	if depth == 0 {
@@ -49,6 +50,9 @@ func (s *session) browseBelow(ctx context.Context, st start) (out []variable, fu
 	class, err := s.read(ctx, []*ua.ReadValueID{attrOf(st.node, ua.AttributeIDNodeClass)})
 	if err != nil {
 		return nil, false, fmt.Errorf("browse %s: %w", nodeName(st.cfg), err)
+	}
+	if class[0].Status>>30 == 2 {
+		return nil, false, class[0].Status
 	}
 	if n, ok := class[0].Value.Value().(int32); ok && ua.NodeClass(n) == ua.NodeClassVariable {
 		out = append(out, variable{id: st.node, path: path})

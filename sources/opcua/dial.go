@@ -165,6 +165,9 @@ func (d *dialer) open(ctx context.Context, ep *ua.EndpointDescription, sc *uasc.
 	}
 	l := &link{transport: clientTransport{c}, url: d.url.String(), resumed: resumed}
 	l.close = func(ctx context.Context, keep bool) { d.close(ctx, c, keep) }
+	if own != nil && d.own == own {
+		l.renewed = func() bool { return d.renewed(own) }
+	}
 	return l, nil
 }
 
@@ -205,6 +208,17 @@ func orUnknown(err error) error {
 		return errors.New("unknown")
 	}
 	return err
+}
+
+// renewed looks at our certificate again, and renews it when it is due.
+func (d *dialer) renewed(used *identity) bool {
+	now, err := ownIdentity(d.cfg, d.cfg.ownPaths(d.dir), d.log)
+	if err != nil {
+		d.log.Warn("our certificate cannot be read any more; the connection goes on with the old one", "err", err)
+		return false
+	}
+	d.status.Gauge(metricOwnCertDays, time.Until(now.cert.NotAfter).Hours()/24)
+	return now.thumbprint() != used.thumbprint()
 }
 
 // close ends the connection of c. With keep the session stays with the server,

@@ -21,6 +21,10 @@ var errStalled = errors.New("server is connected but delivers nothing")
 // errReturned ends a connection because the pipeline gave a batch back.
 var errReturned = errors.New("pipeline gave a batch back; it is emitted again")
 
+// errRenewed ends a connection because our certificate changed; the next one
+// uses the new certificate and takes the subscriptions over.
+var errRenewed = errors.New("our certificate was renewed; connecting with the new one")
+
 const (
 	// tick is how often the engine looks at its clocks.
 	tick = time.Second
@@ -53,6 +57,7 @@ type engine struct {
 	lastService      time.Time
 	blockedAt        time.Time // when the pipeline was last too full for more
 	nextRetry        time.Time
+	renewed          func() bool // link.renewed
 	nextProbe        time.Time
 	nextRebrowse     map[int]time.Time
 	backfill         bool
@@ -89,7 +94,8 @@ func one(r abi.Record) []abi.Record { return []abi.Record{r} }
 
 // run reads until ctx ends or the connection is lost. All its goroutines have
 // ended when it returns.
-func (e *engine) run(parent context.Context, resumed bool) error {
+func (e *engine) run(parent context.Context, l *link) error {
+	e.renewed = l.renewed
 	ctx, cancel := context.WithCancelCause(parent)
 	defer func() {
 		cancel(context.Canceled)
@@ -101,7 +107,7 @@ func (e *engine) run(parent context.Context, resumed bool) error {
 			cancel(fmt.Errorf("emit: %w", err))
 		}
 	})
-	if err := e.restore(ctx, resumed); err != nil {
+	if err := e.restore(ctx, l.resumed); err != nil {
 		return cause(ctx, err)
 	}
 	return cause(ctx, e.loop(ctx))

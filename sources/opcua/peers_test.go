@@ -35,6 +35,24 @@ type peer struct {
 	opts  map[string]any
 }
 
+// sharedDir holds the key and certificate of all servers of one test run: making
+// them takes longer than most tests.
+var sharedDir = sync.OnceValue(func() string {
+	dir, err := os.MkdirTemp("", "opcua-peer")
+	if err != nil {
+		panic(err)
+	}
+	return dir
+})
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if err := os.RemoveAll(sharedDir()); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+	}
+	os.Exit(code)
+}
+
 // startPeer starts testdata/server.js and waits until it listens. The port is
 // chosen once, so that restart finds it again.
 func startPeer(t *testing.T, opts map[string]any) *peer {
@@ -43,7 +61,7 @@ func startPeer(t *testing.T, opts map[string]any) *peer {
 		t.Fatalf("node-opcua is not installed: %s", install)
 	}
 	if opts["dir"] == nil {
-		opts["dir"] = t.TempDir()
+		opts["dir"] = sharedDir()
 	}
 	if opts["port"] == nil {
 		opts["port"] = freePort(t)
@@ -64,6 +82,11 @@ func (p *peer) start(t *testing.T) {
 	p.cmd.Dir = "testdata"
 	var log strings.Builder
 	p.cmd.Stderr = &log
+	t.Cleanup(func() {
+		if text := log.String(); t.Failed() && strings.Contains(text, "rror") {
+			t.Logf("peer: …%s", text[max(0, len(text)-2000):])
+		}
+	})
 	if p.in, err = p.cmd.StdinPipe(); err != nil {
 		t.Fatal(err)
 	}

@@ -2,6 +2,7 @@ package opcua
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"hash/fnv"
 	"slices"
@@ -69,6 +70,11 @@ func (s *session) makePlan(ctx context.Context, src *Source, only []int) (*plan,
 			continue
 		}
 		found, full, err := s.browseBelow(ctx, st)
+		var missing ua.StatusCode
+		if errors.As(err, &missing) && !dead(err) {
+			p.lost = append(p.lost, lostNode{at: st.at, text: nodeName(st.cfg), status: missing, why: statusName(missing)})
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}

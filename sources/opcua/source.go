@@ -125,7 +125,7 @@ func (s *Source) Run(ctx context.Context, emit sources.Emit) (err error) {
 		return err
 	}
 	e := newEngine(s, sess, emit)
-	err = e.run(ctx, l.resumed)
+	err = e.run(ctx, l)
 	// A clean stop may leave the subscription to the next process; a lost
 	// connection always leaves it to the next connection.
 	keep = ctx.Err() == nil || *s.cfg.ResumeOnRestart

@@ -26,6 +26,9 @@ type link struct {
 	// resumed says that the session of the last link lives on, with its
 	// subscriptions.
 	resumed bool
+	// renewed, when not nil, reports whether our certificate on disk is another
+	// than the one in use: renewed by us because it was due, or replaced.
+	renewed func() bool
 	// close ends the connection. keep leaves session and subscriptions to the
 	// server, for the next link; otherwise both are deleted. It is called once.
 	close func(ctx context.Context, keep bool)

@@ -33,6 +33,9 @@ func (e *engine) onTick(ctx context.Context) error {
 	e.heartbeats(now)
 	if now.After(e.nextRetry) {
 		e.nextRetry = now.Add(retryItems)
+		if e.renewed != nil && e.renewed() {
+			return errRenewed
+		}
 		if err := e.retry(ctx); err != nil {
 			return err
 		}

@@ -116,7 +116,7 @@ function addTypes(space, ns, plant) {
   const D = opcua.DataType, A = opcua.VariantArrayType;
   const samples = {
     Boolean: true, SByte: -128, Byte: 255, Int16: -32768, UInt16: 65535, Int32: -2147483648, UInt32: 4294967295,
-    Int64: [-2147483648, 0], UInt64: [4294967295, 4294967295], Float: 0.1, Double: Math.PI, String: "Grüße \"q\"\n", DateTime: at,
+    Int64: [0x80000000, 1], UInt64: [4294967295, 4294967295], Float: 0.1, Double: Math.PI, String: "Grüße \"q\"\n", DateTime: at,
     Guid: "72962B91-FA75-4AE6-8D28-B404DC7DAF63", ByteString: Buffer.from([0, 1, 2, 255]), XmlElement: "<a>b</a>",
     NodeId: opcua.resolveNodeId("ns=1;s=abc"), StatusCode: opcua.StatusCodes.BadNodeIdUnknown,
     QualifiedName: { namespaceIndex: 2, name: "qn" }, LocalizedText: { locale: "de", text: "Wert" },

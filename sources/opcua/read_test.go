@@ -1,0 +1,273 @@
+//go:build conformance
+
+package opcua
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/edgehost/edgehost/abi"
+	"github.com/edgehost/edgehost/sources"
+)
+
+func plain(nodes ...NodeConfig) Config {
+	return Config{SecurityPolicy: "None", SecurityMode: "None", PublishingIntervalMS: 200, Nodes: nodes}
+}
+
+// TestOneBadNode: 299 items flow although one of 300 does not exist, on a server
+// that takes few operations at once.
+func TestOneBadNode(t *testing.T) {
+	p := startPeer(t, map[string]any{"counters": 1, "idle": 299, "limits": map[string]int{"read": 50, "items": 100, "translate": 20, "browse": 5}})
+	cfg := plain(NodeConfig{NodeID: "nsu=urn:edgehost:test;s=Missing"})
+	for i := range 299 {
+		cfg.Nodes = append(cfg.Nodes, NodeConfig{NodeID: fmt.Sprintf("nsu=urn:edgehost:test;s=Idle%d", i)})
+	}
+	r := run(t, p.url, cfg, &collector{})
+	r.awaitState(t, sources.Degraded)
+	got := map[string]bool{}
+	eventually(t, "299 values", 30*time.Second, func() bool {
+		for _, rec := range r.col.all() {
+			if rec.Status == 0 {
+				got[rec.Address] = true
+			}
+		}
+		return len(got) == 299
+	})
+	if d := r.status.Snapshot().Detail; !strings.Contains(d, "1 of 300") || !strings.Contains(d, "Missing") {
+		t.Errorf("detail %q", d)
+	}
+}
+
+// TestTinyLimits: five operations a call, 20 items a subscription.
+func TestTinyLimits(t *testing.T) {
+	p := startPeer(t, map[string]any{"counters": 60, "limits": map[string]int{"read": 5, "items": 5, "translate": 5, "browse": 5, "perSubscription": 20, "continuation": 2}})
+	cfg := plain(NodeConfig{BrowsePath: "0:Root/0:Objects/2:Plant", Recursive: true, Include: []string{"Counter*"}})
+	r := run(t, p.url, cfg, &collector{})
+	r.awaitState(t, sources.Connected)
+	eventually(t, "60 counters", 30*time.Second, func() bool { return len(r.col.numbers()) == 60 })
+}
+
+func TestTenThousandItems(t *testing.T) {
+	p := startPeer(t, map[string]any{"counters": 10, "idle": 9990, "everyMs": 1000})
+	r := run(t, p.url, plain(NodeConfig{BrowsePath: "Objects/2:Plant", Recursive: true, MaxNodes: 20000, Include: []string{"Counter*", "Idle*"}}), &collector{})
+	r.awaitState(t, sources.Connected)
+	got := map[string]bool{}
+	eventually(t, "10 000 items", 60*time.Second, func() bool {
+		for _, rec := range r.col.all() {
+			got[rec.Address] = true
+		}
+		return len(got) == 10000
+	})
+	if s := r.status.Snapshot(); s.Counters[metricItems] != 10000 {
+		t.Errorf("%+v", s)
+	}
+}
+
+// TestBrowseCycle: 2 000 variables in areas that refer back to each other, each
+// found once.
+func TestBrowseCycle(t *testing.T) {
+	p := startPeer(t, map[string]any{"counters": 0, "cycle": 2000})
+	src, _ := makeSource(t, p.url, plain(NodeConfig{BrowsePath: "Objects/2:Plant/2:Area0", Recursive: true, MaxDepth: 50, Types: []string{"Integer"}}), &collector{})
+	got, err := src.ReadOnce(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := map[string]bool{}
+	for _, r := range got.Records {
+		if seen[r.Address] {
+			t.Errorf("%s twice", r.Address)
+		}
+		seen[r.Address] = true
+		if path, _ := r.Attr(abi.AttrBrowsePath); !strings.HasPrefix(path.Text(), "0:Root/0:Objects/2:Plant/2:Area0/") {
+			t.Fatalf("browse path %q", path.Text())
+		}
+	}
+	if len(seen) != 1000 {
+		t.Errorf("%d Int32 variables, want 1000 of 2000", len(seen))
+	}
+	list, truncated, err := src.Browse(t.Context(), BrowseOptions{Start: "Objects/2:Plant", MaxDepth: 50})
+	variables := 0
+	for _, e := range list {
+		if e.Class == "Variable" && strings.Contains(e.NodeID, "s=A") {
+			variables++
+		}
+	}
+	if err != nil || truncated || variables != 2000 {
+		t.Errorf("Browse found %d variables, %v, %v", variables, truncated, err)
+	}
+}
+
+// TestTypes compares every type with what asyncua reads from the same server,
+// and with the golden file.
+func TestTypes(t *testing.T) {
+	python := "../../.cache/opcua-venv/bin/python"
+	if _, err := os.Stat(python); err != nil {
+		t.Fatalf("asyncua is not installed: %s", install)
+	}
+	p := startPeer(t, map[string]any{"counters": 0, "types": true})
+	r := run(t, p.url, plain(NodeConfig{BrowsePath: "Objects/3:Plant/3:Types", Recursive: true}), &collector{})
+	r.awaitState(t, sources.Connected)
+	out, err := exec.Command(python, "testdata/read.py", p.url).Output()
+	if err != nil {
+		t.Fatalf("asyncua: %v %s", err, out)
+	}
+	var want map[string]string
+	if err := json.Unmarshal(out, &want); err != nil {
+		t.Fatalf("%v in %s", err, out)
+	}
+	eventually(t, "all values", 20*time.Second, func() bool { return len(r.col.all()) >= len(want) })
+	got := map[string]string{}
+	for _, rec := range r.col.all() {
+		_, name, _ := strings.Cut(rec.Address, ";s=")
+		got[name] = rec.Value.Kind().String() + " " + plainText(rec.Value)
+		if reason, ok := rec.Attr(abi.AttrReason); ok {
+			got[name] += " (" + reason.Text() + ")"
+		}
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("asyncua (-) and we (+) differ:\n%s", diff)
+	}
+	b, err := os.ReadFile("testdata/types.golden.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var golden map[string]string
+	if err := json.Unmarshal(b, &golden); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(golden, got); diff != "" {
+		t.Errorf("the golden file (-) and we (+) differ:\n%s", diff)
+	}
+}
+
+// plainText is a value as read.py writes it.
+func plainText(v abi.Value) string {
+	switch v.Kind() {
+	case abi.KindBool:
+		return fmt.Sprint(v.AsBool())
+	case abi.KindInt:
+		return fmt.Sprint(v.AsInt())
+	case abi.KindUint:
+		return fmt.Sprint(v.AsUint())
+	case abi.KindFloat:
+		b, err := json.Marshal(v.AsFloat())
+		if err != nil {
+			return fmt.Sprint(v.AsFloat())
+		}
+		return string(b)
+	case abi.KindBytes:
+		return fmt.Sprintf("%x", v.Text())
+	default:
+		return v.Text()
+	}
+}
+
+func TestSmokeEvents(t *testing.T) {
+	p := startPeer(t, map[string]any{"counters": 1, "events": true})
+	cfg := plain()
+	cfg.Events = []EventConfig{{NodeID: "i=2253", MinSeverity: 500, Fields: []string{"SourceNode"}}}
+	r := run(t, p.url, cfg, &collector{})
+	r.awaitState(t, sources.Connected)
+	eventually(t, "three events", 30*time.Second, func() bool { return len(r.col.all()) >= 3 })
+	for _, rec := range r.col.all() {
+		var ev struct {
+			Message  string
+			Severity int
+		}
+		if err := json.Unmarshal([]byte(rec.Value.Text()), &ev); err != nil || ev.Severity != 700 || !strings.HasPrefix(ev.Message, "event ") {
+			t.Errorf("event %s: %v", rec.Value.Text(), err)
+		}
+	}
+}
+
+// TestHistory: what the server's queue could not hold comes from its history.
+func TestHistory(t *testing.T) {
+	p := startPeer(t, map[string]any{"counters": 3, "history": true})
+	proxy, url := behindProxy(t, p)
+	cfg := counterConfig(3)
+	cfg.HistoryBackfill = true
+	cfg.LifetimeSeconds, cfg.SessionTimeoutSeconds = 10, 10
+	r := run(t, url, cfg, &collector{})
+	r.awaitState(t, sources.Connected)
+	wait(3 * time.Second)
+	proxy.refuseAll()
+	wait(25 * time.Second) // session and subscription are gone
+	proxy.listen(t)
+	r.awaitState(t, sources.Connected)
+	wait(6 * time.Second)
+	last := uint64(p.tell(t, "freeze"))
+	eventually(t, "the last value", 20*time.Second, func() bool { return r.col.numbers()["nsu=urn:edgehost:test;s=Counter0"][last] > 0 })
+	back := 0
+	for _, rec := range r.col.all() {
+		if v, ok := rec.Attr(abi.AttrBackfilled); ok && v.AsBool() {
+			back++
+		}
+	}
+	if lost := checkCounters(t, r.col, 3); lost != 0 || back < 300 {
+		t.Errorf("%d lost, %d backfilled: %v", lost, back, r.status.Snapshot().Counters)
+	}
+	if r.status.Snapshot().Counters[metricGaps] == 0 {
+		t.Error("the gap was not counted")
+	}
+}
+
+func TestPollAndDeadband(t *testing.T) {
+	p := startPeer(t, map[string]any{"counters": 1})
+	set := "nsu=urn:edgehost:test;s=Set"
+	poll := NodeConfig{NodeID: set, ItemConfig: ItemConfig{Mode: new("poll"), SamplingIntervalMS: new(50), Deadband: &DeadbandConfig{Type: "absolute", Value: 5}}}
+	sub := NodeConfig{NodeID: "ns=2;s=Set", ItemConfig: ItemConfig{SamplingIntervalMS: new(50), Deadband: &DeadbandConfig{Type: "absolute", Value: 5}}}
+	for name, node := range map[string]NodeConfig{"poll": poll, "subscribe": sub} {
+		t.Run(name, func(t *testing.T) {
+			p.tell(t, "set Set 0")
+			r := run(t, p.url, plain(node), &collector{})
+			r.awaitState(t, sources.Connected)
+			for _, v := range []string{"1", "4", "10", "12", "20"} {
+				p.tell(t, "set Set %s", v)
+				wait(500 * time.Millisecond)
+			}
+			var got []float64
+			for _, rec := range r.col.all() {
+				got = append(got, rec.Value.AsFloat())
+			}
+			if fmt.Sprint(got) != "[0 10 20]" {
+				t.Errorf("values %v, want 0, 10 and 20", got)
+			}
+			r.stop()
+		})
+	}
+}
+
+// TestRebrowse: a variable that appears below a browsed folder is picked up.
+func TestRebrowse(t *testing.T) {
+	p := startPeer(t, map[string]any{"counters": 1})
+	r := run(t, p.url, plain(NodeConfig{BrowsePath: "Objects/2:Plant", Recursive: true, Exclude: []string{"Gone"}, RebrowseSeconds: 2}), &collector{})
+	r.awaitState(t, sources.Connected)
+	p.tell(t, "add Late")
+	eventually(t, "the new variable", 20*time.Second, func() bool {
+		for _, rec := range r.col.all() {
+			if rec.Address == "ns=2;s=Late" {
+				return true
+			}
+		}
+		return false
+	})
+}
+
+// TestBadStatusIsDelivered: a Bad value is a record with its code.
+func TestBadStatusIsDelivered(t *testing.T) {
+	p := startPeer(t, map[string]any{"counters": 1})
+	r := run(t, p.url, plain(NodeConfig{NodeID: "nsu=urn:edgehost:test;s=Gone"}), &collector{})
+	eventually(t, "the Bad value", 20*time.Second, func() bool { return len(r.col.all()) > 0 })
+	rec := r.col.all()[0]
+	quality, _ := rec.Attr(abi.AttrQuality)
+	if rec.Status != 0x808B0000 || quality.Text() != "Bad" {
+		t.Errorf("record %+v, want BadDeviceFailure", rec)
+	}
+}
