@@ -38,8 +38,9 @@ func (b *faultBudget) spent() bool           { return b.faults >= budgetFaults |
 // transform sends a batch through the chain and bisects it when a module faults,
 // until each poison record stands alone and is dead-lettered. An error says that
 // the budget is spent or the host itself is at fault: hold the batch.
-func (p *pipeline) transform(ctx context.Context, b *abi.Batch) (passed, error) {
+func (p *pipeline) transform(ctx context.Context, b *abi.Batch, source string) (passed, error) {
 	all := passed{rejects: map[int]rejection{}}
+	p.chain.memo.begin(source, b.Time)
 	spentFaults, begin := 0, time.Now()
 	var part func(lo, hi int) error
 	part = func(lo, hi int) error {
@@ -49,10 +50,7 @@ func (p *pipeline) transform(ctx context.Context, b *abi.Batch) (passed, error) 
 		switch {
 		case err == nil:
 			p.budget.good()
-			all.rows = append(all.rows, out.rows...)
-			for i, r := range out.rejects {
-				all.rejects[i] = r
-			}
+			all.add(out)
 			return nil
 		case !errors.As(err, &fault):
 			return fmt.Errorf("run modules: %w", err)
@@ -60,10 +58,14 @@ func (p *pipeline) transform(ctx context.Context, b *abi.Batch) (passed, error) 
 		spentFaults++
 		p.budget.fault(time.Since(start))
 		if p.budget.spent() || spentFaults > budgetFaults || (spentFaults > 1 && time.Since(begin) > budgetTime) {
-			return fault
+			if !p.chain.open(fault) {
+				return fault
+			}
+			p.budget.good()
+			return part(lo, hi)
 		}
 		if hi-lo == 1 {
-			all.rejects[lo] = rejection{module: fault.Module, revision: fault.Revision, reason: "module_" + string(fault.Class), text: fault.Error()}
+			all.rejects[lo] = faultRejection(fault)
 			return nil
 		}
 		mid := lo + (hi-lo)/2
@@ -124,7 +126,7 @@ func (p *pipeline) transformHeld(ctx, work context.Context) bool {
 	}
 	p.seq++
 	b := &abi.Batch{Seq: p.seq, Time: hb.time, Records: hb.records}
-	out, err := p.transform(work, b)
+	out, err := p.transform(work, b, hb.source)
 	if err != nil {
 		p.hold(work, err)
 		return true

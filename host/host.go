@@ -81,7 +81,21 @@ type ModuleConfig struct {
 	Name   string
 	Config map[string]string // what config_get returns
 	Limits sandbox.Limits
+	// Tick calls edgehost_tick with this period, for each source of the pipeline;
+	// 0 never.
+	Tick time.Duration
+	// OnFault is what happens when a module faults beyond the budget of a
+	// bisection; "" is FaultHold.
+	OnFault string
 }
+
+// The policies for a module that faults again and again. The module is tried
+// again with a back-off, and at once after an upload or a rollback.
+const (
+	FaultHold       = "hold"   // keep the pipeline's input until the module works
+	FaultDeadLetter = "dlq"    // dead-letter what would have gone through it
+	FaultBypass     = "bypass" // let records pass without it
+)
 
 // DestinationConfig is one table.
 type DestinationConfig struct {
@@ -164,7 +178,7 @@ func New(ctx context.Context, cfg Config) (*Host, error) {
 	if err != nil {
 		return nil, err
 	}
-	h.requeue = newCommitter(h, h.log, nil, requeue)
+	h.requeue = newCommitter(h, h.log, nil, nil, requeue)
 	return h, h.findStrays(books)
 }
 
