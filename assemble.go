@@ -59,9 +59,10 @@ func openGateway(ctx context.Context, cfg *config, log *slog.Logger) (g *gateway
 		return nil, err
 	}
 	g = &gateway{cfg: cfg, log: log, buses: modbus.NewBuses(log.With("component", "source"))}
+	opened := g // what is returned with an error is nil
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, g.close(ctx))
+			err = errors.Join(err, opened.close(ctx))
 		}
 	}()
 	if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {

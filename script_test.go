@@ -3,6 +3,8 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"os"
@@ -46,6 +48,13 @@ func TestScript(t *testing.T) {
 		Dir: "testdata/script",
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("EXAMPLES", examples)
+			for _, name := range []string{"KEY1", "KEY2"} {
+				key := make([]byte, 32)
+				if _, err := rand.Read(key); err != nil {
+					return err
+				}
+				e.Setenv(name, base64.StdEncoding.EncodeToString(key))
+			}
 			var errs []error
 			for name, wasm := range map[string]string{
 				"one.wasm": "\x00asm\x01\x00\x00\x00 module", "two.wasm": "\x00asm\x01\x00\x00\x00 MODULE", "short.wasm": "\x00asm\x01",
