@@ -176,9 +176,10 @@ func hostPipeline(p pipelinePlan) host.PipelineConfig {
 		Target: p.Target.String(), Outputs: map[string]string{}}
 	for _, m := range p.Modules {
 		l := m.Limits
-		out.Modules = append(out.Modules, host.ModuleConfig{Name: m.Name, Config: m.Config, Limits: sandbox.Limits{
-			MemoryPages: uint32(l.MemoryMB) * 16, Fuel: l.Fuel, FuelPerRow: l.FuelPerRow, LogBytes: l.LogBytesPerSec, RowsOutFactor: l.RowsOutPerRowIn,
-			Deadline: time.Duration(l.DeadlineMS) * time.Millisecond, InitDeadline: time.Duration(l.InitDeadlineMS) * time.Millisecond}})
+		out.Modules = append(out.Modules, host.ModuleConfig{Name: m.Name, Config: m.Config, OnFault: m.OnFault,
+			Tick: time.Duration(m.TickSeconds * float64(time.Second)), Limits: sandbox.Limits{
+				MemoryPages: uint32(l.MemoryMB) * 16, Fuel: l.Fuel, FuelPerRow: l.FuelPerRow, LogBytes: l.LogBytesPerSec, RowsOutFactor: l.RowsOutPerRowIn,
+				Deadline: time.Duration(l.DeadlineMS) * time.Millisecond, InitDeadline: time.Duration(l.InitDeadlineMS) * time.Millisecond}})
 	}
 	for name, t := range p.Targets {
 		out.Targets[name] = t.String()

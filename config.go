@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/edgehost/edgehost/host"
 	"github.com/edgehost/edgehost/sinks"
 	"github.com/edgehost/edgehost/sinks/file"
 	"github.com/edgehost/edgehost/sinks/zerobus"
@@ -139,7 +140,14 @@ type moduleConfig struct {
 	Name   string            `yaml:"name"`
 	Config map[string]string `yaml:"config"`
 	Limits limitsConfig      `yaml:"limits"`
+	// TickSeconds calls edgehost_tick so often, for each source; 0 never.
+	TickSeconds float64 `yaml:"tick_seconds"`
+	// OnFault is what happens when the module faults again and again: hold, dlq or
+	// bypass.
+	OnFault string `yaml:"on_fault"`
 }
+
+func (c *moduleConfig) setDefaults() { c.OnFault = host.FaultHold }
 
 func (c *moduleConfig) fromScalar(name string) { c.Name = name }
 

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/edgehost/edgehost/host"
 	"github.com/edgehost/edgehost/modules"
 	"github.com/edgehost/edgehost/sinks/zerobus"
 	"github.com/edgehost/edgehost/sources"
@@ -395,6 +396,8 @@ func (c *config) checkModule(at string, m moduleConfig) {
 	if err := modules.CheckName(m.Name); err != nil {
 		c.doc.failAt(at+".name", "%v", err)
 	}
+	between(c, at+".tick_seconds", m.TickSeconds, 0, 86400)
+	c.oneOf(at+".on_fault", m.OnFault, host.FaultHold, host.FaultDeadLetter, host.FaultBypass)
 	l := m.Limits
 	between(c, at+".limits.memory_mb", l.MemoryMB, 0, 4096)
 	between(c, at+".limits.fuel", l.Fuel, 0, 1<<53)
