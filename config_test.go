@@ -201,7 +201,7 @@ pipelines:
   on_missing: bypass
   outputs: {bad: {catalog: x, schema: y, table: z}}
 `, []pipelinePlan{{Name: "line", Sources: []string{"plc", "m1", "m2"}, Bypass: true,
-			Modules: []moduleConfig{{OnFault: "hold", Name: "scale"}, {Name: "threshold", Config: map[string]string{"limit": "80"}, Limits: limitsConfig{Fuel: 5}}},
+			Modules: []moduleConfig{{OnFault: "hold", Name: "scale"}, {OnFault: "hold", Name: "threshold", Config: map[string]string{"limit": "80"}, Limits: limitsConfig{Fuel: 5}}},
 			Targets: map[string]zerobus.Target{"plc": target("modbus.scada_data.modbus_events_bronze"), "m1": target("mqtt.scada_data.mqtt_events_bronze"), "m2": target("mqtt.scada_data.own")},
 			Target:  target("modbus.scada_data.modbus_events_bronze"), Outputs: map[string]zerobus.Target{"bad": target("x.y.z")}}}},
 		"pipeline's target": {threeSources + someZerobus + `  target: {catalog: c, schema: s}
