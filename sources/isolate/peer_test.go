@@ -144,10 +144,6 @@ func (m *model) obey(ctx context.Context, command string) error {
 		return sources.AuthError(errors.New("wrong password"))
 	case "hang":
 		select {} // ignores its context
-	case "garbage":
-		f := os.NewFile(3, "") // gone: Inherited closed it
-		defer f.Close()
-		return errors.New("no garbage")
 	}
 	<-ctx.Done()
 	return ctx.Err()
@@ -280,9 +276,13 @@ func (p *peer) change(f func()) {
 	p.changed = make(chan struct{})
 }
 
-func (p *peer) publish(_, last int)    { p.change(func() { p.last = last }) }
-func (p *peer) command1(text string)   { p.change(func() { p.command = text }) }
-func (p *peer) processes() (all []int) { p.mu.Lock(); defer p.mu.Unlock(); return slices.Clone(p.pids) }
+func (p *peer) publish(_, last int) { p.change(func() { p.last = last }) }
+func (p *peer) order(text string)   { p.change(func() { p.command = text }) }
+func (p *peer) processes() []int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.pids)
+}
 
 func (p *peer) ackedNumbers() []int {
 	p.mu.Lock()

@@ -115,6 +115,7 @@ func (p *process) run(exited <-chan error) {
 	p.signal()
 	io.Wait()
 	_ = p.conn.Close()
+	p.status.close(p.src.cfg.Status)
 	p.err = deathError(reason, err, p.stderr.text())
 }
 
@@ -250,6 +251,7 @@ func (p *process) takeBatch(body []byte) error {
 		return fmt.Errorf("%w: batch %d after %d", errFrame, number, p.last)
 	}
 	p.last = number
+	p.status.emitted += uint64(len(b.Records))
 	h := &held{from: p, number: number, size: len(body), batch: b}
 	p.mu.Lock()
 	full := p.pending > window

@@ -31,6 +31,7 @@ func known(s sources.State) bool { return slices.Contains(states, s) }
 // counted is what one child has counted so far. The parent's Status gets the
 // differences, so that nothing goes backwards or twice when a child dies.
 type counted struct {
+	emitted        uint64 // records of its batches
 	records, bytes uint64
 	failed         map[string]uint64
 	counters       map[string]float64
@@ -65,6 +66,14 @@ func (c *counted) apply(st *sources.Status, s sources.Snapshot) {
 			st.Add(name, v-before)
 		}
 		c.counters[name] = max(before, v)
+	}
+}
+
+// close counts what the child emitted and did not live to count; of its other
+// counters at most statusEvery is lost.
+func (c *counted) close(st *sources.Status) {
+	if c.emitted > c.records {
+		st.Read(more(c.records, c.emitted), 0)
 	}
 }
 

@@ -22,9 +22,11 @@ const (
 	// silence is how long a child may send nothing, when it sends its status
 	// every second.
 	silence = 30 * time.Second
-	// settleWait is how long a new child waits for the batches of the last one
-	// to become durable, so that it starts behind them.
-	settleWait = 5 * time.Second
+	// drainWait is how long the end of a run waits until the pipeline has taken
+	// what the child sent, and settleWait how long a new child waits for the
+	// batches of the last one to become durable, so that it starts behind them.
+	drainWait  = time.Second
+	settleWait = 3 * time.Second
 )
 
 // Config is what the parent needs. Name, Status and Logger are never empty.
@@ -139,11 +141,11 @@ func (s *Source) Run(ctx context.Context, emit sources.Emit) error {
 	case <-ctx.Done():
 	case err = <-p.ended:
 		s.setRunning(false)
-		s.await(ctx, s.queue.idle)
+		s.await(ctx, drainWait, s.queue.idle)
 	case <-p.dead:
 		s.setRunning(false)
 		s.child, err = nil, p.err
-		s.await(ctx, s.queue.idle)
+		s.await(ctx, drainWait, s.queue.idle)
 	}
 	switch {
 	case ctx.Err() != nil:
@@ -170,7 +172,7 @@ func (s *Source) process(ctx context.Context) (*process, error) {
 	if s.child != nil {
 		return s.child, nil
 	}
-	s.await(ctx, s.queue.settled)
+	s.await(ctx, settleWait, s.queue.settled)
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
@@ -189,9 +191,9 @@ func (s *Source) resume() []byte {
 	return s.cfg.Resume()
 }
 
-// await waits until cond holds, at most settleWait.
-func (s *Source) await(ctx context.Context, cond func() (bool, <-chan struct{})) {
-	timeout := time.NewTimer(settleWait)
+// await waits until cond holds, at most for a while.
+func (s *Source) await(ctx context.Context, most time.Duration, cond func() (bool, <-chan struct{})) {
+	timeout := time.NewTimer(most)
 	defer timeout.Stop()
 	for {
 		ok, changed := cond()
