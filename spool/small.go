@@ -73,7 +73,7 @@ func (s *Spool) openSmallFiles(name, dir string) (*smallStore, error) {
 		}
 	}
 	st := &smallStore{seal: sealer{uuid: uuid}}
-	if st.db, err = pebble.Open(data, s.pebbleOptions(name)); err != nil {
+	if st.db, err = s.openOrMake(name, dir, err == nil); err != nil {
 		return nil, err
 	}
 	if st.commits, err = readCommits(st.db); err == nil {
@@ -84,6 +84,27 @@ func (s *Spool) openSmallFiles(name, dir string) (*smallStore, error) {
 		return nil, errors.Join(err, st.db.Close())
 	}
 	return st, nil
+}
+
+// openOrMake opens the Pebble of the store in dir. A crash while Pebble made it
+// can leave one that does not open; made is false as long as the side file, which
+// comes last, is not there, and then it is moved aside for a new one.
+func (s *Spool) openOrMake(name, dir string, made bool) (*pebble.DB, error) {
+	data := s.disk.PathJoin(dir, dataName)
+	db, err := pebble.Open(data, s.pebbleOptions(name))
+	if err == nil {
+		return db, nil
+	}
+	err = asDamage(err)
+	if made || !errors.Is(err, ErrDamaged) {
+		return nil, err
+	}
+	aside, errMove := s.moveAside(dir)
+	if errMove != nil {
+		return nil, fmt.Errorf("move damaged store aside: %w (damage: %w)", errMove, err)
+	}
+	s.log.Error("spool store was not finished when the host stopped; it starts empty", "store", name, "old_files", aside, "error", err)
+	return pebble.Open(data, s.pebbleOptions(name))
 }
 
 func (s *Spool) smallIdentity(dir string, hasData bool) ([16]byte, error) {
