@@ -40,7 +40,7 @@ func (bs *Buses) join(s settings, m *member) error {
 	defer bs.mu.Unlock()
 	b := bs.open[s.key()]
 	if b == nil {
-		b = &bus{settings: s, buses: bs, log: bs.log.With("endpoint", s.key()), wake: make(chan struct{}, 1), units: map[uint8]*unit{}}
+		b = &bus{rtu: s.rtu(), settings: s, buses: bs, log: bs.log.With("endpoint", s.key()), wake: make(chan struct{}, 1), units: map[uint8]*unit{}}
 		bs.open[s.key()] = b
 		bs.wg.Go(b.run)
 	}
@@ -132,6 +132,7 @@ type block struct {
 // earliest group is due, polls it, and hands the result to its member.
 type bus struct {
 	buses *Buses
+	rtu   bool // replies carry no transaction number
 	log   *slog.Logger
 	wake  chan struct{}
 
@@ -300,7 +301,7 @@ func (b *bus) connect() error {
 func (b *bus) drop(err error) {
 	b.log.Debug("modbus connection closed", "err", err)
 	b.hangUp()
-	if b.conn.rtu() {
+	if b.rtu {
 		b.quietUntil = time.Now().Add(b.conn.timeout)
 	}
 }

@@ -271,11 +271,13 @@ func TestExceptionKeepsTheConnection(t *testing.T) {
 		line := &fakeLine{answer: func(request) (data, error) { return data{}, exception(4) }}
 		b := newBench(t, line, "modbus+rtu:///dev/ttyX", oneRegister)
 		stop := b.run(t)
+		time.Sleep(latest + 10*time.Second + 500*time.Millisecond)
+		line.forget()
 		time.Sleep(30 * time.Second)
-		stop()
-		if len(line.opened()) != 1 || b.count(MetricExceptions) != 30 && b.count(MetricExceptions) != 31 {
-			t.Errorf("opened %d times, %v exceptions", len(line.opened()), b.count(MetricExceptions))
+		if n := len(line.requests()); n != 30 || b.count(MetricReopens) != 0 {
+			t.Errorf("%d requests in 30 polls, %v reopens", n, b.count(MetricReopens))
 		}
+		stop()
 		recs := b.take()
 		if len(recs) != 2 || recs[0].Status != statusDeviceFailure {
 			t.Fatalf("got %d records, want one bad one for each point: %+v", len(recs), recs)
