@@ -3,6 +3,7 @@ package modbus
 import (
 	"fmt"
 	"log/slog"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -248,17 +249,32 @@ func (b *bus) tick(m *member, g *pollGroup) {
 		return
 	}
 	p := poller{bus: b, member: m, group: g, budget: splitsPerPoll}
-	switch err := p.poll(); {
-	case err == errLeft:
-		return
-	case err != nil:
-		b.fail(err)
+	err := b.guard(p.poll)
+	if err == errLeft {
 		return
 	}
 	m.status.Add(MetricPolls, 1)
 	m.status.Add(MetricPollSeconds, time.Since(now).Seconds())
-	g.queued.Add(1)
-	m.results <- result{g, p.out}
+	if len(p.out) > 0 {
+		g.queued.Add(1)
+		m.results <- result{g, p.out}
+	}
+	if err != nil {
+		b.fail(err)
+	}
+}
+
+// guard makes an error of a panic: the bus's goroutine has no supervisor of its
+// own, and one source's fault must not end the process.
+func (b *bus) guard(poll func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			b.log.Error("modbus poll panicked", "panic", p, "stack", string(debug.Stack()))
+			b.hangUp()
+			err = fmt.Errorf("poll panicked: %v", p)
+		}
+	}()
+	return poll()
 }
 
 // fail tells every member that the connection cannot be opened, and takes them
