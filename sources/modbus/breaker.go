@@ -35,6 +35,7 @@ func (b *bus) unit(slave uint8) *unit {
 	if u == nil {
 		u = &unit{}
 		b.units[slave] = u
+		b.firstDoubt(slave, u)
 	}
 	return u
 }

@@ -3,6 +3,7 @@ package modbus
 import (
 	"fmt"
 	"log/slog"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -40,7 +41,7 @@ func (bs *Buses) join(s settings, m *member) error {
 	defer bs.mu.Unlock()
 	b := bs.open[s.key()]
 	if b == nil {
-		b = &bus{settings: s, buses: bs, log: bs.log.With("endpoint", s.key()), wake: make(chan struct{}, 1), units: map[uint8]*unit{}}
+		b = &bus{rtu: s.rtu(), settings: s, buses: bs, log: bs.log.With("endpoint", s.key()), wake: make(chan struct{}, 1), units: map[uint8]*unit{}}
 		bs.open[s.key()] = b
 		bs.wg.Go(b.run)
 	}
@@ -132,6 +133,7 @@ type block struct {
 // earliest group is due, polls it, and hands the result to its member.
 type bus struct {
 	buses *Buses
+	rtu   bool // replies carry no transaction number
 	log   *slog.Logger
 	wake  chan struct{}
 
@@ -247,17 +249,32 @@ func (b *bus) tick(m *member, g *pollGroup) {
 		return
 	}
 	p := poller{bus: b, member: m, group: g, budget: splitsPerPoll}
-	switch err := p.poll(); {
-	case err == errLeft:
-		return
-	case err != nil:
-		b.fail(err)
+	err := b.guard(p.poll)
+	if err == errLeft {
 		return
 	}
 	m.status.Add(MetricPolls, 1)
 	m.status.Add(MetricPollSeconds, time.Since(now).Seconds())
-	g.queued.Add(1)
-	m.results <- result{g, p.out}
+	if len(p.out) > 0 {
+		g.queued.Add(1)
+		m.results <- result{g, p.out}
+	}
+	if err != nil {
+		b.fail(err)
+	}
+}
+
+// guard makes an error of a panic: the bus's goroutine has no supervisor of its
+// own, and one source's fault must not end the process.
+func (b *bus) guard(poll func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			b.log.Error("modbus poll panicked", "panic", p, "stack", string(debug.Stack()))
+			b.hangUp()
+			err = fmt.Errorf("poll panicked: %v", p)
+		}
+	}()
+	return poll()
 }
 
 // fail tells every member that the connection cannot be opened, and takes them
@@ -300,7 +317,7 @@ func (b *bus) connect() error {
 func (b *bus) drop(err error) {
 	b.log.Debug("modbus connection closed", "err", err)
 	b.hangUp()
-	if b.conn.rtu() {
+	if b.rtu {
 		b.quietUntil = time.Now().Add(b.conn.timeout)
 	}
 }

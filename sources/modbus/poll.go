@@ -118,7 +118,7 @@ func (p *poller) give(list []int, err error) {
 // refusal reports whether err means that the device does not have an address,
 // or not so many in one request. Some devices say it with a malformed exception.
 func (p *poller) refusal(err error) bool {
-	return err == illegalAddress || err == illegalValue || (errors.Is(err, errOdd) && !p.bus.conn.rtu())
+	return err == illegalAddress || err == illegalValue || (errors.Is(err, errOdd) && !p.bus.rtu)
 }
 
 // read makes one request, with the configured retries.
@@ -161,7 +161,7 @@ func (p *poller) read(start uint16, count int) (data, time.Time, error) {
 			// The peer may close what was idle, or have restarted: no fault of the unit.
 			free--
 			tries++
-		case errors.Is(err, errOdd) && !b.conn.rtu():
+		case errors.Is(err, errOdd) && !b.rtu:
 			if odd++; odd == 2 {
 				return data{}, at, err
 			}
@@ -205,7 +205,7 @@ func (p *poller) request(u *unit, start uint16, count int) (data, time.Time, err
 			status.Add(MetricTimeouts, 1)
 		}
 		status.Add(MetricReopens, 1)
-		if b.conn.rtu() {
+		if b.rtu {
 			u.doubt.add(p.group.table, start, count)
 		}
 		b.drop(err)
