@@ -56,7 +56,7 @@ func (f *fakeServer) connect(resumed *bool) func(context.Context) (*link, error)
 	return func(context.Context) (*link, error) {
 		f.mu.Lock()
 		f.down = make(chan struct{})
-		l := &link{transport: f, url: "opc.tcp://fake:4840", resumed: *resumed}
+		l := &link{transport: f, security: "None/None", resumed: *resumed}
 		f.mu.Unlock()
 		*resumed = true
 		l.close = func(context.Context, bool) { f.cut() }

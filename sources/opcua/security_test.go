@@ -54,6 +54,9 @@ func readOnce(t *testing.T, url string, cfg Config, dir string) error {
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	got, err := src.ReadOnce(ctx)
+	if want := cfg.SecurityPolicy + "/" + cfg.SecurityMode; err == nil && !strings.Contains(want, "auto") && got.Security != want {
+		t.Errorf("security in force is %s, want %s", got.Security, want)
+	}
 	if err == nil && (len(got.Records) != 1 || got.Records[0].Status != 0) {
 		t.Errorf("read %+v", got)
 	}

@@ -30,7 +30,7 @@ type BrowseOptions struct {
 }
 
 // with connects, runs f on the session and closes it.
-func (s *Source) with(ctx context.Context, f func(*session) error) error {
+func (s *Source) with(ctx context.Context, f func(*link, *session) error) error {
 	l, err := s.connect(ctx)
 	if err != nil {
 		return err
@@ -44,7 +44,7 @@ func (s *Source) with(ctx context.Context, f func(*session) error) error {
 	if err != nil {
 		return err
 	}
-	return f(sess)
+	return f(l, sess)
 }
 
 // Browse lists the address space for a person who writes a configuration. It
@@ -57,7 +57,7 @@ func (s *Source) Browse(ctx context.Context, o BrowseOptions) (list []BrowseEntr
 	if o.MaxNodes == 0 {
 		o.MaxNodes = defaultMaxNodes
 	}
-	err = s.with(ctx, func(sess *session) error {
+	err = s.with(ctx, func(_ *link, sess *session) error {
 		list, truncated, err = sess.list(ctx, o)
 		return err
 	})
@@ -170,7 +170,7 @@ func typeName(id *ua.NodeID) string {
 type Found struct {
 	Records  []abi.Record `json:"-"`        // the present value of each item, Bad ones too
 	Missing  []string     `json:"missing"`  // nodes of the configuration that the server does not have, and why
-	Security string       `json:"security"` // what protects the connection, for a person
+	Security string       `json:"security"` // the policy and mode in force: Basic256Sha256/SignAndEncrypt
 	Server   time.Time    `json:"server_started"`
 }
 
@@ -178,7 +178,7 @@ type Found struct {
 // what `source test` shows; Run must not be running.
 func (s *Source) ReadOnce(ctx context.Context) (Found, error) {
 	var out Found
-	err := s.with(ctx, func(sess *session) error {
+	err := s.with(ctx, func(l *link, sess *session) error {
 		p, err := sess.makePlan(ctx, s, nil)
 		if err != nil {
 			return err
@@ -187,7 +187,7 @@ func (s *Source) ReadOnce(ctx context.Context) (Found, error) {
 			out.Missing = append(out.Missing, l.text+": "+l.why)
 		}
 		out.Server = sess.started
-		out.Security = s.cfg.SecurityPolicy + "/" + s.cfg.SecurityMode
+		out.Security = l.security
 		var ask []*ua.ReadValueID
 		var items []*item
 		for _, it := range p.items {

@@ -21,8 +21,8 @@ type transport interface {
 // link is a transport with its life.
 type link struct {
 	transport
-	// url is the endpoint that records carry.
-	url string
+	// security is the policy and mode in force, for a person.
+	security string
 	// resumed says that the session of the last link lives on, with its
 	// subscriptions.
 	resumed bool
