@@ -144,7 +144,7 @@ func (p *pipeline) transformHeld(ctx, work context.Context) bool {
 // that what is behind it goes on.
 func (p *pipeline) settleDamaged(d *spool.DamagedFrame) {
 	p.seq++
-	n := uint64(d.Count)
+	n := d.Count
 	p.log.Error("held batch is damaged", "records", n, "error", d.Err)
 	l := p.letter(p.seq, 0, &abi.Record{}, rejection{reason: "tamper_or_corrupt", text: d.Err.Error()})
 	l.Count, l.Payload = int(d.Count), nil

@@ -1,6 +1,7 @@
 package modbus
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"runtime/debug"
@@ -250,7 +251,7 @@ func (b *bus) tick(m *member, g *pollGroup) {
 	}
 	p := poller{bus: b, member: m, group: g, budget: splitsPerPoll}
 	err := b.guard(p.poll)
-	if err == errLeft {
+	if errors.Is(err, errLeft) {
 		return
 	}
 	m.status.Add(MetricPolls, 1)
