@@ -91,7 +91,7 @@ func (m *rawModule) process(t *testing.T, image []byte, base uint32) []byte {
 func TestSDKVectors(t *testing.T) {
 	eachSDK(t, func(t *testing.T, s *sdk) {
 		wasm := s.build(t, s.check, true)
-		for _, op := range []string{"pass", "copy", "edit", "attrs", "filter", "reject", "fan"} {
+		for _, op := range []string{"pass", "copy", "edit", "attrs", "filter", "reject", "fan", "share"} {
 			m := newRawModule(t, wasm, op)
 			for _, v := range readVectors(t, "layout.json") {
 				image, err := hex.DecodeString(v.Image)
@@ -227,7 +227,7 @@ func TestSDKLaterHost(t *testing.T) {
 	}
 	eachSDK(t, func(t *testing.T, s *sdk) {
 		wasm := s.build(t, s.check, true)
-		for _, op := range []string{"pass", "copy", "edit", "attrs", "filter", "fan", "grow"} {
+		for _, op := range []string{"pass", "copy", "edit", "attrs", "filter", "fan", "grow", "share"} {
 			m := newRawModule(t, wasm, op)
 			for range 2 {
 				out := laterOutputs(t, m.process(t, laterImage(recs), laterBase))

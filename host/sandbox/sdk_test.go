@@ -216,6 +216,17 @@ var sdkOps = map[string]func(recs []abi.Record) want{
 	},
 	"fan":  func(recs []abi.Record) want { return fanned(recs, 2) },
 	"grow": func(recs []abi.Record) want { return fanned(recs, 3) },
+	"share": func(recs []abi.Record) (w want) {
+		for i, r := range recs {
+			first, second := abi.Output{Record: r, Index: i}, abi.Output{Record: r, Index: i}
+			first.Attrs, second.Attrs = slices.Clone(r.Attrs), slices.Clone(r.Attrs)
+			setAttr(&first.Record, "copy", abi.Int(0))
+			setAttr(&second.Record, "copy", abi.Int(int64(i)))
+			second.Attrs = slices.DeleteFunc(second.Attrs, func(a abi.Attr) bool { return a.Key == "qos" })
+			w.out = append(w.out, first, second)
+		}
+		return w
+	},
 	"parse": func(recs []abi.Record) want {
 		return emitted(recs, func(_ int, o *abi.Output) bool {
 			if k := o.Value.Kind(); k >= abi.KindString && k <= abi.KindJSON {

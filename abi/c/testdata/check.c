@@ -14,7 +14,7 @@ static bool is(const char *name) {
 }
 
 EDGEHOST_INIT() {
-    static const char *const ops[] = {"pass", "copy", "edit", "attrs", "filter", "reject", "route", "fan", "grow", "fail", "state", "parse"};
+    static const char *const ops[] = {"pass", "copy", "edit", "attrs", "filter", "reject", "route", "fan", "grow", "share", "fail", "state", "parse"};
     op = eh_config(EH_STR("op"));
     bool known = false;
     for (uint32_t i = 0; i < sizeof ops / sizeof *ops; i++)
@@ -107,6 +107,23 @@ static void fan(eh_batch *b, uint32_t times) {
     eh_out_end(&out);
 }
 
+/* share edits attributes of rows that were emitted before. */
+static void share(eh_batch *b) {
+    eh_out out = eh_out_begin(b);
+    for (uint32_t i = 0; i < b->n_rows; i++) {
+        eh_row *r = eh_row_at(b, i);
+        eh_attr_set(b, r, EH_STR("copy"), eh_int(0));
+        eh_emit(&out, r);
+        eh_attr_set(b, r, EH_STR("copy"), eh_int(1));
+        eh_row *second = eh_emit(&out, r);
+        eh_attr_set(b, second, EH_STR("copy"), eh_int(i));
+        eh_attr_del(b, second, EH_STR("qos"));
+        eh_attr_set(b, r, EH_STR("late"), eh_bool(true));
+        eh_attr_del(b, r, EH_STR("copy"));
+    }
+    eh_out_end(&out);
+}
+
 static void state(eh_batch *b) {
     eh_str was = {0, 0};
     uint64_t *count = eh_alloc(sizeof *count);
@@ -131,6 +148,8 @@ EDGEHOST_PROCESS(b) {
         copy(b);
     if (is("fan") || is("grow"))
         fan(b, is("fan") ? 2 : 3);
+    if (is("share"))
+        share(b);
     if (is("state"))
         state(b);
     if (is("fail"))
