@@ -39,6 +39,7 @@ type sdk struct {
 var sdks = []sdk{
 	{"C", "../../abi/c/testdata/check.c", "../../abi/c/example/scale.c", buildC},
 	{"C with libc", "../../abi/c/testdata/check.c", "../../abi/c/example/scale.c", buildCWithLibc},
+	{"Rust", "../../abi/rust/testdata/check.rs", "../../abi/rust/examples/scale.rs", buildRust},
 }
 
 const highBase = "4194304"
@@ -57,6 +58,24 @@ func clang(t *testing.T, source string, high bool, args ...string) []byte {
 		args = append(args, "-Wl,--global-base="+highBase)
 	}
 	return compiled(t, "clang-14", append(args, source)...)
+}
+
+// buildRust compiles the crate and a module with Debian's rustc, which has the wasm32
+// standard library; cargo does the same.
+func buildRust(t *testing.T, source string, high bool) []byte {
+	const rustc = "/usr/bin/rustc"
+	args := []string{"--edition", "2021", "--target", "wasm32-unknown-unknown", "-O", "-C", "panic=abort", "-C", "strip=symbols",
+		"-C", "target-feature=+bulk-memory", "-C", "linker=wasm-ld-14", "-D", "warnings"}
+	crate := filepath.Join(t.TempDir(), "libedgehost.rlib")
+	library := append(slices.Clone(args), "--crate-type", "rlib", "--crate-name", "edgehost", "--cfg", `feature="std"`, "../../abi/rust/src/lib.rs", "-o", crate)
+	if msg, err := exec.Command(rustc, library...).CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v\n%s", rustc, err, msg)
+	}
+	args = append(args, "--crate-type", "cdylib", "--extern", "edgehost="+crate)
+	if high {
+		args = append(args, "-C", "link-arg=-zstack-size="+highBase)
+	}
+	return compiled(t, rustc, append(args, source)...)
 }
 
 // compiled runs a compiler that writes its output to what follows -o.
