@@ -21,14 +21,16 @@ type coder struct {
 	frames  []frame
 	pending int64
 
-	locals    int    // parameters and locals of the function
-	fuel, tmp uint32 // added locals: the fuel left, i64; an operand, i32
-	plain     bool   // copy without metering: what is tried first on small bodies
-	cost      int64  // fuel of all instructions together
-	size      bodySize
-	calls     bool
-	checks    bool // it loops or has bulk operations
-	wrapped   bool // a branch leaves the body: it needs a block around it
+	locals  int    // parameters and locals of the function
+	fuel    uint32 // added local, i64: the fuel left
+	tmp     uint32 // added local, i32: an operand
+	depth   uint32 // added local, i64: the depth left within this frame
+	plain   bool   // copy without metering: what is tried first on small bodies
+	cost    int64  // fuel of all instructions together
+	size    bodySize
+	calls   bool
+	checks  bool // it loops or has bulk operations
+	wrapped bool // a branch leaves the body: it needs a block around it
 }
 
 // copy takes over the bytes read so far but leaves out the last back bytes.

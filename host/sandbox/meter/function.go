@@ -82,7 +82,7 @@ func (c *coder) run(r reader, results int) {
 	c.r, c.out = r, c.out[:0]
 	c.pending, c.cost, c.size = 0, 0, bodySize{}
 	c.calls, c.checks, c.wrapped = false, false, false
-	c.fuel, c.tmp = uint32(c.locals), uint32(c.locals)+1
+	c.fuel, c.tmp, c.depth = uint32(c.locals), uint32(c.locals)+1, uint32(c.locals)+2
 	c.body(results)
 }
 
@@ -101,13 +101,15 @@ func (c *coder) scanLocals(r *reader, params int) (groups int, text []byte) {
 }
 
 // weight is how many frames of the depth limit a frame counts for. The engine
-// keeps every value that it cannot hold in a register in a slot of its own, so
-// that a large body makes a large frame.
-func (c *coder) weight() int64 { return int64(1 + c.locals/256 + len(c.r.buf)/4096) }
+// gives every value that it cannot hold in a register a slot of its own; the
+// divisors keep the stack of 2,000 frames below the engine's 50 MB.
+func (c *coder) weight() int64 {
+	return int64(1 + (c.locals+c.size.values)/256 + len(c.r.buf)/2048)
+}
 
 // prologue returns the locals and what runs when the function is entered.
 func (c *coder) prologue(groups int, declared []byte, fn uint32) []byte {
-	added := []byte{1, typeI64, 1, typeI32, 1, typeI64}
+	added := []byte{1, typeI64, 1, typeI32, 1, typeI64} // fuel, tmp, depth
 	switch {
 	case c.plain:
 		added = nil
@@ -116,7 +118,7 @@ func (c *coder) prologue(groups int, declared []byte, fn uint32) []byte {
 	}
 	head := append(appendU32(nil, uint32(groups+len(added)/2)), declared...)
 	body := coder{m: c.m, fuel: c.fuel, out: append(head, added...)}
-	switch depth := c.tmp + 1; {
+	switch {
 	case c.plain && c.cost > 0:
 		body.index(opGlobalGet, c.m.fuel)
 		body.out = appendS64(append(body.out, opI64Const), c.cost)
@@ -127,9 +129,9 @@ func (c *coder) prologue(groups int, declared []byte, fn uint32) []byte {
 		body.index(opGlobalGet, c.m.depth)
 		body.out = appendS64(append(body.out, opI64Const), c.weight())
 		body.emit(opI64Sub)
-		body.index(opLocalTee, depth)
+		body.index(opLocalTee, c.depth)
 		body.index(opGlobalSet, c.m.depth)
-		body.index(opLocalGet, depth)
+		body.index(opLocalGet, c.depth)
 		body.index(opGlobalGet, c.m.fuel)
 		body.index(opLocalTee, c.fuel)
 		body.emit(opI64Or)
@@ -158,7 +160,7 @@ func (c *coder) epilogue() {
 	c.spend()
 	c.index(opGlobalSet, c.m.fuel)
 	if c.calls {
-		c.index(opGlobalGet, c.m.depth)
+		c.index(opLocalGet, c.depth)
 		c.out = appendS64(append(c.out, opI64Const), c.weight())
 		c.emit(opI64Add)
 		c.index(opGlobalSet, c.m.depth)
