@@ -27,7 +27,7 @@ type guest struct {
 	always           [][]byte // runs for every batch, before process
 	initialize, init [][]byte
 	start            [][]byte
-	helper           func(a *asm) // functions 0.. after the imports
+	functions        func(a *asm) // functions 0.. after the imports
 	marker           string
 	memory           string
 }
@@ -37,8 +37,8 @@ func (g guest) bytes() []byte {
 	if g.imports != nil {
 		g.imports(a)
 	}
-	if g.helper != nil {
-		g.helper(a)
+	if g.functions != nil {
+		g.functions(a)
 	}
 	if g.marker == "" {
 		g.marker = abi.ExportMarker
@@ -91,10 +91,10 @@ var hostile = map[string]struct {
 	"endless loop": {guest: guest{process: body(forever())}, class: sandbox.ClassFuel, message: "endless loop"},
 	"endless loop with much fuel": {guest: guest{process: body(forever())}, limits: sandbox.Limits{Fuel: 1 << 50, Deadline: 50 * time.Millisecond},
 		class: sandbox.ClassDeadline, message: "longer than 50ms"},
-	"exponential call tree": {guest: guest{process: body(i32(40), callFn(0), drop), helper: func(a *asm) {
+	"exponential call tree": {guest: guest{process: body(i32(40), callFn(0), drop), functions: func(a *asm) {
 		a.fn("", "i", "i", get(0), eqz, when(i32(1), ret), get(0), i32(1), sub, callFn(0), get(0), i32(1), sub, callFn(0), add)
 	}}, class: sandbox.ClassFuel},
-	"endless recursion": {guest: guest{process: body(callFn(0)), helper: func(a *asm) { a.fn("", "", "", callFn(0)) }},
+	"endless recursion": {guest: guest{process: body(callFn(0)), functions: func(a *asm) { a.fn("", "", "", callFn(0)) }},
 		class: sandbox.ClassDepth, message: "recursion"},
 	"memory.fill for ever": {guest: guest{process: body(forever(i32(65536), i32(0), i32(900_000), fill))},
 		limits: sandbox.Limits{Fuel: 1 << 50, Deadline: 50 * time.Millisecond}, class: sandbox.ClassDeadline},
@@ -197,7 +197,7 @@ func TestHostileStarts(t *testing.T) {
 		"loop in start":        {guest{start: body(forever())}, sandbox.ClassDeadline},
 		"loop in _initialize":  {guest{initialize: body(forever())}, sandbox.ClassDeadline},
 		"loop in init":         {guest{init: body(forever(), i32(0))}, sandbox.ClassDeadline},
-		"recursion in start":   {guest{start: body(callFn(0)), helper: func(a *asm) { a.fn("", "", "", callFn(0)) }}, sandbox.ClassDepth},
+		"recursion in start":   {guest{start: body(callFn(0)), functions: func(a *asm) { a.fn("", "", "", callFn(0)) }}, sandbox.ClassDepth},
 		"proc_exit from start": {guest{imports: wasi("proc_exit", "i", ""), start: body(i32(0), callFn(0))}, sandbox.ClassTrap},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -347,10 +347,10 @@ func TestFaultLeavesNoTrace(t *testing.T) {
 	mutableI32 := cat([]byte{0x7f, 1}, i32(5), []byte{0x0b})
 	funcTable := []byte{0x70, 0, 1} // funcref, at least 1
 	for name, c := range map[string]struct {
-		helper func(a *asm)
-		probe  []byte // an i32 that tells of the state
-		mutate []byte
-		want   uint32
+		functions func(a *asm)
+		probe     []byte // an i32 that tells of the state
+		mutate    []byte
+		want      uint32
 	}{
 		"global":      {func(a *asm) { a.globals = [][]byte{mutableI32} }, []byte{0x23, 0}, cat(i32(9), []byte{0x24, 0}), 5},
 		"memory":      {nil, cat(i32(0), load(2048)), cat(i32(2048), i32(9), store(0)), 0},
@@ -360,7 +360,7 @@ func TestFaultLeavesNoTrace(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			setStatus := cat(get(0), load(abi.HeaderRows), c.probe, store(abi.RowStatus))
-			g := guest{helper: c.helper, process: body(c.mutate, unreachable), always: body(setStatus)}
+			g := guest{functions: c.functions, process: body(c.mutate, unreachable), always: body(setStatus)}
 			i := instantiate(t, compile(t, h, g.bytes()), sandbox.Env{Name: "hostile"})
 			for range 3 {
 				res, err := i.Process(t.Context(), batch(1))
