@@ -63,12 +63,16 @@ func clang(t *testing.T, source string, high bool, args ...string) []byte {
 // buildRust compiles the crate and a module with Debian's rustc, which has the wasm32
 // standard library; cargo does the same.
 func buildRust(t *testing.T, source string, high bool) []byte {
+	return rust(t, source, high, "--cfg", `feature="std"`)
+}
+
+func rust(t *testing.T, source string, high bool, features ...string) []byte {
 	const rustc = "/usr/bin/rustc"
 	args := []string{"--edition", "2021", "--target", "wasm32-unknown-unknown", "-O", "-C", "panic=abort", "-C", "strip=symbols",
 		"-C", "target-feature=+bulk-memory", "-C", "linker=wasm-ld-14", "-D", "warnings"}
 	crate := filepath.Join(t.TempDir(), "libedgehost.rlib")
-	library := append(slices.Clone(args), "--crate-type", "rlib", "--crate-name", "edgehost", "--cfg", `feature="std"`, "../../abi/rust/src/lib.rs", "-o", crate)
-	if msg, err := exec.Command(rustc, library...).CombinedOutput(); err != nil {
+	library := append(slices.Clone(args), "--crate-type", "rlib", "--crate-name", "edgehost", "../../abi/rust/src/lib.rs", "-o", crate)
+	if msg, err := exec.Command(rustc, append(library, features...)...).CombinedOutput(); err != nil {
 		t.Fatalf("%s: %v\n%s", rustc, err, msg)
 	}
 	args = append(args, "--crate-type", "cdylib", "--extern", "edgehost="+crate)
@@ -383,6 +387,47 @@ func TestSDKHostFunctions(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestSDKRustWithoutStd: a module can do without the standard library, and a module
+// with it has its panics reported.
+func TestSDKRustWithoutStd(t *testing.T) {
+	const body = `
+struct Panics;
+impl edgehost::Module for Panics {
+	fn init() -> Self { Panics }
+	fn process<'b>(&mut self, batch: &mut edgehost::Batch<'b>) -> edgehost::Outcome<'b> {
+		if batch.len() > 1 { panic!("too many records: {}", batch.len()) }
+		Ok(())
+	}
+}
+edgehost::module!(Panics);
+`
+	const without = `#![no_std]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo) -> ! { core::arch::wasm32::unreachable() }
+`
+	for name, c := range map[string]struct {
+		source, words string
+		features      []string
+	}{
+		"without std": {without + body, "unreachable", nil},
+		"with std":    {body, "too many records: 3", []string{"--cfg", `feature="std"`}},
+	} {
+		source := filepath.Join(t.TempDir(), "module.rs")
+		if err := os.WriteFile(source, []byte(c.source), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		i := instantiate(t, compile(t, newHost(t), rust(t, source, false, c.features...)), sandbox.Env{Name: "panics"})
+		if _, err := i.Process(t.Context(), batch(1)); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		_, err := i.Process(t.Context(), batch(3))
+		var f *sandbox.Fault
+		if !errors.As(err, &f) || f.Class != sandbox.ClassTrap || !strings.Contains(f.Message, c.words) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
 }
 
 // TestSDKScale: the example of each SDK does what the Go example does.
