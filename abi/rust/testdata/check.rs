@@ -109,8 +109,8 @@ fn state(batch: &Batch, seen: Counter, last: Gauge) {
 impl Module for Check {
     fn init() -> Self {
         let op = config(b"op").unwrap_or(b"");
-        let known: [&[u8]; 13] = [
-            b"pass", b"copy", b"edit", b"attrs", b"filter", b"reject", b"route", b"fan", b"grow", b"share", b"fail", b"state", b"parse",
+        let known: [&[u8]; 14] = [
+            b"pass", b"copy", b"edit", b"attrs", b"filter", b"reject", b"route", b"fan", b"grow", b"share", b"trap", b"fail", b"state", b"parse",
         ];
         if !known.contains(&op) {
             refuse(format!("no such op: {}", String::from_utf8_lossy(op)).as_bytes());
@@ -136,6 +136,7 @@ impl Module for Check {
             b"fan" => fan(batch, 2),
             b"grow" => fan(batch, 3),
             b"share" => share(batch),
+            b"trap" => panic!("the module traps"),
             b"fail" => {
                 let source = if batch.is_empty() { &b"nobody"[..] } else { batch.record(0).source() };
                 return Err(batch.text(&[b"refused by ", source]));
