@@ -1,8 +1,8 @@
 /**
  * Modules for edgehost in AssemblyScript. docs/abi.md is the contract.
  *
- *     import { Batch } from "edgehost";
- *     export { edgehost_abi_v1, edgehost_alloc } from "edgehost";
+ *     import { Batch } from "edgehost/assembly";
+ *     export { edgehost_abi_v1, edgehost_alloc } from "edgehost/assembly";
  *
  *     export function edgehost_process(at: usize): i32 {
  *       const batch = Batch.begin(at);
