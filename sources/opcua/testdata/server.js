@@ -84,6 +84,9 @@ async function main() {
     last.addReference({ referenceType: "Organizes", nodeId: first.nodeId, isForward: true });
   }
   if (o.types) addTypes(space, ns, plant);
+  if (o.conformance) {
+    require("node-opcua-address-space-for-conformance-testing").build_address_space_for_conformance_testing(space, { mass_variables: false });
+  }
   let frozen = false;
   setInterval(() => {
     if (frozen) return;
