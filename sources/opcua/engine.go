@@ -51,6 +51,7 @@ type engine struct {
 	wg        sync.WaitGroup
 
 	inFlight, target int
+	maxNotify        int // values in one notification
 	faults           int // publish requests that failed in a row
 	firstAt          time.Time
 	lastAnswer       time.Time
@@ -87,7 +88,7 @@ type fetched struct {
 
 func newEngine(src *Source, s *session, emit sources.Emit) *engine {
 	return &engine{src: src, s: s, emitter: &emitter{src: src, emit: emit, in: make(chan message)}, published: make(chan published, 64),
-		fetched: make(chan fetched, 4), target: src.cfg.PublishRequests, nextRebrowse: map[int]time.Time{}}
+		fetched: make(chan fetched, 4), target: src.cfg.PublishRequests, maxNotify: src.cfg.MaxNotificationsPerPublish, nextRebrowse: map[int]time.Time{}}
 }
 
 func one(r abi.Record) []abi.Record { return []abi.Record{r} }
@@ -313,6 +314,8 @@ func (e *engine) publishFault(ctx context.Context, p published) error {
 		return nil
 	case errors.Is(p.err, ua.StatusBadTimeout):
 		return nil
+	case tooMuch(p.err):
+		return e.shrinkNotifications(ctx)
 	case dead(p.err), errors.Is(p.err, io.EOF):
 		return fmt.Errorf("connection lost: %w", p.err)
 	}
@@ -322,6 +325,26 @@ func (e *engine) publishFault(ctx context.Context, p published) error {
 	e.src.status.Fail("decode_error", 0)
 	if e.faults++; e.faults > 10 {
 		return fmt.Errorf("publish keeps failing: %w", p.err)
+	}
+	return nil
+}
+
+// shrinkNotifications halves the size of notifications after one was too large
+// for the server to send or for us to read.
+func (e *engine) shrinkNotifications(ctx context.Context) error {
+	if e.faults++; e.faults > 10 || e.maxNotify <= 1 {
+		return errors.New("a single notification is too large: remove the item with the largest array, or raise the server's message size")
+	}
+	e.maxNotify /= 2
+	e.src.log.Warn("notification too large; asking for smaller ones", "max_notifications_per_publish", e.maxNotify)
+	cfg := e.src.cfg
+	for _, s := range e.src.subs {
+		_, err := do[*ua.ModifySubscriptionResponse](ctx, e.s, &ua.ModifySubscriptionRequest{SubscriptionID: s.id,
+			RequestedPublishingInterval: float64(s.interval.Milliseconds()), RequestedLifetimeCount: lifetimeCount(cfg),
+			RequestedMaxKeepAliveCount: uint32(cfg.KeepaliveCount), MaxNotificationsPerPublish: uint32(e.maxNotify)})
+		if err != nil && dead(err) {
+			return fmt.Errorf("modify subscription: %w", err)
+		}
 	}
 	return nil
 }

@@ -14,6 +14,9 @@ import (
 	"github.com/gopcua/opcua/ua"
 )
 
+// tooLarge says that the next notification cannot be read.
+const tooLarge = -1
+
 // fakeServer answers the services that the engine uses, from memory. It keeps
 // notifications until they are acknowledged, as a server does.
 type fakeServer struct {
@@ -29,6 +32,8 @@ type fakeServer struct {
 	mute       bool // publish requests are never answered
 	maxItems   int  // per call; 0 is no limit
 	maxRead    int
+	maxNotify  int // as asked for by ModifySubscription
+	readable   int // notifications with more values cannot be read; 0 is no limit
 	calls      map[string]int
 	acked      []uint32
 	hold       map[uint32]bool // sequence numbers that are not sent, only kept
@@ -167,6 +172,10 @@ func (f *fakeServer) Send(ctx context.Context, req ua.Request) (ua.Response, err
 		return &ua.DeleteSubscriptionsResponse{Results: make([]ua.StatusCode, len(r.SubscriptionIDs))}, nil
 	case *ua.DeleteMonitoredItemsRequest:
 		return &ua.DeleteMonitoredItemsResponse{Results: make([]ua.StatusCode, len(r.MonitoredItemIDs))}, nil
+	case *ua.ModifySubscriptionRequest:
+		f.calls["ModifySubscription"]++
+		f.maxNotify = int(r.MaxNotificationsPerPublish)
+		return &ua.ModifySubscriptionResponse{}, nil
 	case *ua.SetPublishingModeRequest:
 		f.calls["SetPublishingMode"]++
 		return &ua.SetPublishingModeResponse{Results: make([]ua.StatusCode, len(r.SubscriptionIDs))}, nil
@@ -251,6 +260,9 @@ func (f *fakeServer) publish(ctx context.Context, r *ua.PublishRequest, down cha
 		if res != nil {
 			return res, nil
 		}
+		if due == tooLarge {
+			return nil, ua.StatusBadEncodingLimitsExceeded
+		}
 		timer := time.NewTimer(due)
 		select {
 		case <-wake:
@@ -275,6 +287,14 @@ func (f *fakeServer) next() (*ua.PublishResponse, time.Duration) {
 	for id, s := range f.subs {
 		if len(s.queue) > 0 {
 			n := min(len(s.queue), 20)
+			if f.readable > 0 {
+				if f.maxNotify > 0 {
+					n = min(n, f.maxNotify)
+				}
+				if n > f.readable {
+					return nil, tooLarge
+				}
+			}
 			s.seq++
 			m := &ua.NotificationMessage{SequenceNumber: s.seq, NotificationData: []*ua.ExtensionObject{
 				{Value: &ua.DataChangeNotification{MonitoredItems: slices.Clone(s.queue[:n])}}}}
