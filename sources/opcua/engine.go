@@ -45,6 +45,7 @@ type engine struct {
 	s       *session
 	emitter *emitter
 
+	arena     attrArena
 	queue     []message // accepted, not yet taken by the emitter
 	published chan published
 	fetched   chan fetched
@@ -385,6 +386,7 @@ func (e *engine) accept(sub *subscription, m *ua.NotificationMessage) {
 		}
 		switch body := n.Value.(type) {
 		case *ua.DataChangeNotification:
+			out.records = slices.Grow(out.records, len(body.MonitoredItems))
 			for _, v := range body.MonitoredItems {
 				it := sub.items[v.ClientHandle]
 				if it == nil || v.Value == nil {
@@ -416,7 +418,7 @@ func (e *engine) accept(sub *subscription, m *ua.NotificationMessage) {
 // value makes the record of one value that arrived for it; ok is false when the
 // value is not to be delivered.
 func (e *engine) value(it *item, v *ua.DataValue, now time.Time) (r abi.Record, ok bool) {
-	r = it.record(e.src.name, &e.src.cfg, v, now)
+	r = it.record(e.src.name, &e.src.cfg, v, now, &e.arena)
 	it.delivered, it.probed, it.lastAt = true, 0, now
 	it.lastValue, it.lastCode, it.lastEvent = r.Value, r.Status, r.EventTime
 	if v.Status&overflowBits == overflowBits {

@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/goleak"
+
 	"github.com/edgehost/edgehost/sources"
 )
 
@@ -97,11 +99,13 @@ func TestSecurityMatrix(t *testing.T) {
 
 func TestSmokeSecured(t *testing.T) {
 	p := startPeer(t, map[string]any{"counters": 1, "secure": true})
+	leaks := goleak.IgnoreCurrent()
 	cfg := secured("Basic256Sha256", "SignAndEncrypt")
 	cfg.Username, cfg.Password = "operator", "correct horse"
 	if err := readOnce(t, p.url, cfg, t.TempDir()); err != nil {
 		t.Error(err)
 	}
+	goleak.VerifyNone(t, leaks)
 }
 
 // TestRefusals: each refusal has words of its own that say what to do, and none

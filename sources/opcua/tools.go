@@ -180,7 +180,7 @@ func (s *Source) ReadOnce(ctx context.Context) (Found, error) {
 		}
 		now := time.Now()
 		for i, it := range items {
-			out.Records = append(out.Records, it.record(s.name, &s.cfg, got[i], now))
+			out.Records = append(out.Records, it.record(s.name, &s.cfg, got[i], now, new(attrArena)))
 		}
 		return nil
 	})
