@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"sync"
 	"time"
@@ -317,7 +316,7 @@ func (e *engine) publishFault(ctx context.Context, p published) error {
 		return nil
 	case tooMuch(p.err):
 		return e.shrinkNotifications(ctx)
-	case dead(p.err), errors.Is(p.err, io.EOF):
+	case dead(p.err):
 		return fmt.Errorf("connection lost: %w", p.err)
 	}
 	// Anything else is one answer that could not be read; its notification is

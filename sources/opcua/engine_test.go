@@ -521,3 +521,47 @@ func TestResumePointIsBounded(t *testing.T) {
 		t.Error("a point without all failed items is used")
 	}
 }
+
+// TestUndecodableValue: one value that the library cannot decode costs its own
+// notification, counted, and neither the connection nor the other values.
+func TestUndecodableValue(t *testing.T) {
+	for _, mode := range []string{"subscribe", "poll"} {
+		t.Run(mode, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := newFakeServer()
+				f.weird = map[string]bool{"ns=1;s=weird": true}
+				cfg := nodes("ns=1;s=weird")
+				cfg.Mode = mode
+				f.values["ns=1;s=weird"] = uint32(0)
+				for i := range 9 {
+					id := fmt.Sprintf("ns=1;s=n%d", i)
+					f.values[id] = uint32(i)
+					cfg.Nodes = append(cfg.Nodes, NodeConfig{NodeID: id})
+				}
+				src, status := fakeSource(t, f, cfg, nil)
+				p := &pipe{}
+				err := play(t, src, p.emit, func() {
+					for n := range 20 {
+						time.Sleep(2 * time.Second)
+						for i := range 9 {
+							f.set(fmt.Sprintf("ns=1;s=n%d", i), uint32(100+n))
+						}
+					}
+					time.Sleep(2 * time.Second)
+				})
+				good := 0
+				for _, r := range p.all() {
+					if r.Status == 0 {
+						good++
+					}
+				}
+				if !errors.Is(err, context.Canceled) || good < 9*20 {
+					t.Errorf("%d good records, Run: %v; want 180 and no reconnect", good, err)
+				}
+				if g := status.Snapshot().Counters[metricGaps]; mode == "subscribe" && g != 1 {
+					t.Errorf("%v gaps, want 1", g)
+				}
+			})
+		})
+	}
+}
