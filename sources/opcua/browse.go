@@ -41,12 +41,15 @@ func (s *session) descend(ctx context.Context, from *ua.NodeID, path string, dep
 		for i, at := range level {
 			ids[i] = at.id
 		}
-		refs, _, err := s.browse(ctx, ids, ua.BrowseDirectionForward, idHierarchicalReferences, classes)
+		refs, status, err := s.browse(ctx, ids, ua.BrowseDirectionForward, idHierarchicalReferences, classes)
 		if err != nil {
 			return fmt.Errorf("browse: %w", err)
 		}
 		var next []found
 		for i, list := range refs {
+			if status[i]>>30 == 2 {
+				s.log.Warn("server does not let us browse a node; what is below it is not read", "node", nodeText(ids[i]), "status", statusName(status[i]))
+			}
 			for _, r := range list {
 				id, ok := expanded(r.NodeID, s.ns)
 				if !ok || r.BrowseName == nil || !follow(r.ReferenceTypeID) || seen[id.String()] {

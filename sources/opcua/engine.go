@@ -186,16 +186,13 @@ func (e *engine) announce() {
 	for _, s := range src.subs {
 		p.Subs = append(p.Subs, resumeSub{ID: s.id, Seq: s.next - 1})
 	}
-	bad := 0
 	for _, it := range src.plan.items {
 		if it.failed {
-			bad++
 			p.Failed = append(p.Failed, it.handle)
 		}
 	}
 	slices.Sort(p.Failed)
 	src.status.Gauge(metricItems, float64(len(src.plan.items)))
-	src.status.Gauge(metricItemsBad, float64(bad+len(src.plan.lost)))
 	e.push(message{head: p})
 }
 

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/edgehost/edgehost/abi"
 	"github.com/gopcua/opcua/ua"
 )
 
@@ -93,7 +94,7 @@ func (s *session) makePlan(ctx context.Context, src *Source, only []int) (*plan,
 	for _, it := range p.items {
 		n := names[it]
 		name := n.Name
-		if name == "" {
+		if name == "" && n.Tags[abi.AttrSensorName] == "" && src.tags[abi.AttrSensorName] == "" {
 			name = lastName(it.path)
 		}
 		it.describe(src.endpoint, name, n.Unit, src.tags, n.Tags)

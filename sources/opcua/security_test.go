@@ -125,7 +125,7 @@ func TestRefusals(t *testing.T) {
 		"wrong password":        {open.url, func(c *Config) { c.Username, c.Password = "operator", "wrong" }, []string{"opcua.username", "BadUserAccessDenied"}, sources.AuthFailed},
 		"anonymous not allowed": {closed.url, func(*Config) {}, []string{"does not accept anonymous"}, sources.AuthFailed},
 		"user certificate":      {closed.url, func(c *Config) { c.UserCertificatePath, c.UserPrivateKeyPath = userCert, userKey }, []string{"trust our user certificate on the server"}, sources.AuthFailed},
-		"missing user key":      {open.url, func(c *Config) { c.UserCertificatePath, c.UserPrivateKeyPath = userCert, userKey + "x" }, []string{"user certificate", "no such file"}, sources.Failed},
+		"missing user key":      {open.url, func(c *Config) { c.UserCertificatePath, c.UserPrivateKeyPath = userCert, userKey+"x" }, []string{"user certificate", "no such file"}, sources.Failed},
 		"our certificate":       {strict.url, func(*Config) {}, []string{"trust our certificate ", "on the server"}, sources.AuthFailed},
 		"their certificate":     {open.url, func(c *Config) { c.Trust.Mode = "list" }, []string{"not trusted", "certs trust"}, sources.AuthFailed},
 		"only None offered":     {plain.url, func(*Config) {}, []string{"None/None"}, sources.Failed},

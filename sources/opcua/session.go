@@ -213,6 +213,11 @@ func (s *session) browse(ctx context.Context, nodes []*ua.NodeID, dir ua.BrowseD
 		if len(res.Results) != len(part) {
 			return errShortAnswer
 		}
+		for _, r := range res.Results {
+			if r.StatusCode == ua.StatusBadNoContinuationPoints && len(part) > 1 {
+				return ua.StatusBadTooManyOperations // fewer nodes at once need fewer points
+			}
+		}
 		if err := s.browseNext(ctx, res.Results); err != nil {
 			return err
 		}

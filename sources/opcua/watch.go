@@ -398,6 +398,7 @@ func (e *engine) health(now time.Time) (sources.State, string) {
 	for _, l := range p.lost {
 		bad = append(bad, l.text+" ("+l.why+")")
 	}
+	e.src.status.Gauge(metricItemsBad, float64(len(bad)))
 	total := len(p.items) + len(p.lost)
 	switch stale := e.src.deps.StaleAfter; {
 	case working == 0 && total == 0:
