@@ -2,7 +2,7 @@
 #![no_std]
 
 #[repr(C)]
-struct Batch {
+pub struct Batch {
     version: u32, header_size: u32, row_size: u32, flags: u32,
     rows: u32, n_rows: u32, out_rows: u32, n_out: u32,
 }
