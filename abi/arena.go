@@ -168,7 +168,7 @@ func (a *Arena) put(s string) Ref {
 	if len(s) == 0 {
 		return 0
 	}
-	if len(s) > dedupMax {
+	if len(s) > dedupMax || len(a.in) == 1 { // one record repeats nothing
 		return a.append(s)
 	}
 	p := uintptr(unsafe.Pointer(unsafe.StringData(s)))
@@ -224,18 +224,26 @@ func (a *Arena) putAttrs(attrs []Attr) Ref {
 		a.scratch = le.AppendUint64(a.scratch, a.bits(&at.Value))
 		a.scratch = le.AppendUint64(a.scratch, uint64(at.Value.kind))
 	}
-	n, count := uint32(len(a.scratch)), uint32(len(attrs))
-	at := &a.slots[hash(a.scratch)%dedupSlots]
-	if at.gen == a.gen && at.n == n && string(a.image[at.off:at.off+n]) == string(a.scratch) && at.off%8 == 0 {
-		return MakeRef(a.base+at.off, count)
+	count := uint32(len(attrs))
+	if len(a.in) == 1 {
+		return MakeRef(a.base+a.appendAttrs(), count)
 	}
+	n := uint32(len(a.scratch))
+	at := &a.slots[hash(a.scratch)%dedupSlots]
+	if at.gen != a.gen || at.n != n || at.off%8 != 0 || string(a.image[at.off:at.off+n]) != string(a.scratch) {
+		*at = slot{gen: a.gen, off: a.appendAttrs(), n: n}
+	}
+	return MakeRef(a.base+at.off, count)
+}
+
+// appendAttrs writes the attribute array at the end of the image.
+func (a *Arena) appendAttrs() (off uint32) {
 	for len(a.image)%8 != 0 {
 		a.image = append(a.image, 0)
 	}
-	off := uint32(len(a.image))
+	off = uint32(len(a.image))
 	a.image = append(a.image, a.scratch...)
-	*at = slot{gen: a.gen, off: off, n: n}
-	return MakeRef(a.base+off, count)
+	return off
 }
 
 // sameAttrs reports whether x and y hold the same attributes in the same order.

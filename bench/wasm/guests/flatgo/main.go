@@ -18,7 +18,7 @@ func init() {
 			if v, ok := r.Float(); ok {
 				r.SetFloat(v*1.8 + 32)
 			}
-			r.SetAddress("site/" + r.Address())
+			r.SetAddress(guest.Concat("site/", r.Address()))
 		})
 	case "fault": // for the way back from a panic
 		guest.Map(func(r *guest.Record) {
