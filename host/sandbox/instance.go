@@ -111,6 +111,7 @@ func (i *Instance) start(ctx context.Context) error {
 
 func (i *Instance) boot(ctx context.Context) error {
 	i.arm(ctx, i.env.Limits.InitDeadline, unlimited)
+	i.call.deadline = time.Now().Add(i.env.Limits.InitDeadline)
 	i.granted = i.module.meter.Slice
 	if need, most := i.module.meter.MemoryMin, i.env.Limits.MemoryPages; need > most {
 		return refuse("the module starts with %d pages of memory, at most %d are allowed", need, most)
