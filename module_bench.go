@@ -76,7 +76,7 @@ func moduleBench(c *cli.Context) (err error) {
 	}
 	recs := madeUp(size)
 	if c.IsSet("input") {
-		if recs, err = readRecords(c, c.String("input")); err != nil {
+		if recs, err = readRecords(c.App.Reader, c.String("input")); err != nil {
 			return err
 		}
 		if len(recs) == 0 {

@@ -111,13 +111,13 @@ func moduleTest(c *cli.Context) (err error) {
 	case plan.Tick < 0 || plan.Tick%time.Microsecond != 0:
 		return usagef("--tick %s is not a number of microseconds above 0", plan.Tick)
 	}
-	recs, err := readRecords(c, c.String("input"))
+	recs, err := readRecords(c.App.Reader, c.String("input"))
 	if err != nil {
 		return err
 	}
 	var want []outcome
 	if c.IsSet("expect") {
-		if want, err = readOutcomes(c, c.String("expect")); err != nil {
+		if want, err = readOutcomes(c.App.Reader, c.String("expect")); err != nil {
 			return err
 		}
 	}

@@ -9,8 +9,6 @@ import (
 	"io"
 	"os"
 
-	"github.com/urfave/cli/v2"
-
 	"github.com/edgehost/edgehost/abi"
 )
 
@@ -69,8 +67,8 @@ const maxLine = 16 << 20
 
 // eachLine calls f for every line of a file that is not empty. "-" is standard
 // input.
-func eachLine(c *cli.Context, path string, f func(line []byte) error) error {
-	in := c.App.Reader
+func eachLine(stdin io.Reader, path string, f func(line []byte) error) error {
+	in := stdin
 	if path != "-" {
 		file, err := os.Open(path)
 		if err != nil {
@@ -103,9 +101,9 @@ func scanLines(in io.Reader, path string, f func(line []byte) error) error {
 }
 
 // readRecords reads a file of records, one a line.
-func readRecords(c *cli.Context, path string) ([]abi.Record, error) {
+func readRecords(stdin io.Reader, path string) ([]abi.Record, error) {
 	var out []abi.Record
-	err := eachLine(c, path, func(line []byte) error {
+	err := eachLine(stdin, path, func(line []byte) error {
 		r, err := abi.ParseJSON(line)
 		out = append(out, r)
 		return err
@@ -114,9 +112,9 @@ func readRecords(c *cli.Context, path string) ([]abi.Record, error) {
 }
 
 // readOutcomes reads a file of outcomes, one a line.
-func readOutcomes(c *cli.Context, path string) ([]outcome, error) {
+func readOutcomes(stdin io.Reader, path string) ([]outcome, error) {
 	var out []outcome
-	err := eachLine(c, path, func(line []byte) error {
+	err := eachLine(stdin, path, func(line []byte) error {
 		o, err := parseOutcome(line)
 		out = append(out, o)
 		return err
