@@ -104,13 +104,12 @@ func (h *Host) Compile(ctx context.Context, wasm []byte) (*Module, error) {
 	if err != nil {
 		return nil, err
 	}
+	has, reasons := checkModule(info)
+	if len(reasons) > 0 {
+		return nil, &Refusal{Reasons: reasons}
+	}
 	compiled, err := h.compile(ctx, metered)
 	if err != nil {
-		return nil, err
-	}
-	has, err := checkModule(compiled)
-	if err != nil {
-		_ = compiled.Close(ctx)
 		return nil, err
 	}
 	sum := sha256.Sum256(wasm)
