@@ -84,8 +84,8 @@ type member struct {
 	retries int
 	breaker BreakerConfig
 	groups  []*pollGroup
-	results chan result // waiting slots for each group: the bus never waits for a source
-	down    chan error  // one slot: the connection cannot be opened
+	box     *box       // at most waiting results of each group: the bus never waits for a source
+	down    chan error // one slot: the connection cannot be opened
 	bus     *bus
 	left    atomic.Bool // it is off the bus
 }
@@ -99,17 +99,33 @@ type pollGroup struct {
 	group
 	next   time.Time    // bus only
 	queued atomic.Int32 // results that are not emitted yet, at most waiting
+	boxed  atomic.Bool  // one of them lies in the box
 	memory *memory
 
 	// The plan, made anew when memory has changed; bus only.
-	plan    [][]int
+	plan    []run
 	planned int // version of memory that plan is made of, -1: none
 }
 
+// run is one request: the points that it reads, and where they lie.
+type run struct {
+	points []int
+	start  uint16
+	count  int
+}
+
+func newRun(points []Point, list []int) run {
+	start, count := span(points, list)
+	return run{list, start, count}
+}
+
 // runs returns the requests of the group's next poll.
-func (g *pollGroup) runs(l limits, points []Point) [][]int {
+func (g *pollGroup) runs(l limits, points []Point) []run {
 	if v := g.memory.current(); v != g.planned {
-		g.plan, g.planned = l.runs(points, g.points, g.memory), v
+		g.plan, g.planned = nil, v
+		for _, list := range l.runs(points, g.points, g.memory) {
+			g.plan = append(g.plan, newRun(points, list))
+		}
 	}
 	return g.plan
 }
@@ -130,7 +146,7 @@ type block struct {
 }
 
 // bus is one connection and the goroutine that owns it: run sleeps until the
-// earliest group is due, polls it, and hands the result to its member.
+// earliest group is due, polls it, and puts the result into its member's box.
 type bus struct {
 	buses *Buses
 	rtu   bool // replies carry no transaction number
@@ -148,6 +164,7 @@ type bus struct {
 	quietUntil time.Time
 	lastEnd    time.Time // of the last request
 	units      map[uint8]*unit
+	unheard    []*member // whose boxes got something and who were not woken since
 }
 
 func (b *bus) poke() {
@@ -167,11 +184,23 @@ func (b *bus) run() {
 			continue
 		}
 		if wait := time.Until(g.next); wait > 0 {
+			b.knockAll()
 			b.sleep(wait)
 			continue
 		}
+		if g.boxed.Load() {
+			b.knockAll()
+		}
 		b.tick(m, g)
 	}
+}
+
+// knockAll wakes the members whose results wait in their boxes.
+func (b *bus) knockAll() {
+	for _, m := range b.unheard {
+		m.box.knock()
+	}
+	b.unheard = b.unheard[:0]
 }
 
 // earliest returns the group with the earliest deadline, so that no group
@@ -254,10 +283,14 @@ func (b *bus) tick(m *member, g *pollGroup) {
 		return
 	}
 	m.status.Add(MetricPolls, 1)
+	m.status.Add(MetricRequests, float64(p.requests))
 	m.status.Add(MetricPollSeconds, time.Since(now).Seconds())
 	if len(p.out) > 0 {
 		g.queued.Add(1)
-		m.results <- result{g, p.out}
+		m.box.put(result{g, p.out})
+		if !slices.Contains(b.unheard, m) {
+			b.unheard = append(b.unheard, m)
+		}
 	}
 	if err != nil {
 		b.fail(err)
