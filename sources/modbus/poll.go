@@ -34,6 +34,7 @@ type poller struct {
 	bus    *bus
 	member *member
 	group  *pollGroup
+	begin  time.Time
 	budget int // splits left
 
 	out      []block
@@ -48,10 +49,9 @@ var errLeft = errors.New("source left the connection")
 // poll reads every point of the group into p.out. Its error means that the
 // connection cannot be opened, or is errLeft.
 func (p *poller) poll() error {
-	now := time.Now()
-	refused, reasons, retry := p.group.memory.holesOf(p.group.points, now)
+	refused, reasons, retry := p.group.memory.holesOf(p.group.points, p.begin)
 	for i := range refused {
-		p.out = append(p.out, block{points: refused[i : i+1], at: now, err: reasons[i]})
+		p.out = append(p.out, block{points: refused[i : i+1], at: p.begin, err: reasons[i]})
 	}
 	runs := p.group.runs(p.member.limits, p.member.points)
 	p.out = slices.Grow(p.out, len(runs))
@@ -83,7 +83,7 @@ func (p *poller) fetch(r run) (hole bool) {
 		if len(list) == 1 && memory.refused(list[0]) {
 			memory.acceptAll(p.group.points)
 		}
-		p.out = append(p.out, block{points: list, start: r.start, data: d, at: at})
+		p.out = append(p.out, block{points: list, start: r.start, data: d, at: at, quiet: r.quiet})
 	case p.down != nil:
 	case !p.refusal(err):
 		p.failed = true

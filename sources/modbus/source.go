@@ -49,8 +49,10 @@ type Source struct {
 	states  []pointState
 	attrs   [][]abi.Attr // by point: what never changes
 	forget  atomic.Bool  // a batch was not stored: report everything anew
+	epoch   int          // grows when a reply like the last one can make records again
 	spare   []abi.Attr   // room for the attributes of the next records
 	last    int          // records of the last batch
+	bytes   int          // of replies that are not counted yet
 	results []result     // room for the next results
 	ingest  int64        // IngestTime of the records that are being made
 	dirty   bool         // a point became known, good or bad since the last report
@@ -210,7 +212,9 @@ func (s *Source) deliver(ctx context.Context, emit sources.Emit, m *member) erro
 	var recs []abi.Record
 	from := 0
 	for i := range list {
-		if recs == nil {
+		if i == from {
+			s.relearn()
+			s.ingest = sources.Micros(time.Now())
 			recs = make([]abi.Record, 0, s.last)
 		}
 		recs = s.records(recs, list[i])
@@ -218,6 +222,7 @@ func (s *Source) deliver(ctx context.Context, emit sources.Emit, m *member) erro
 			continue
 		}
 		s.last = len(recs)
+		s.count(recs)
 		s.report()
 		if err := s.send(ctx, emit, recs); err != nil {
 			return err
@@ -225,22 +230,31 @@ func (s *Source) deliver(ctx context.Context, emit sources.Emit, m *member) erro
 		for _, done := range list[from : i+1] {
 			done.group.queued.Add(-1)
 		}
-		recs, from = nil, i+1
+		from = i + 1
 	}
 	clear(list)
 	return nil
+}
+
+// count counts recs and the bytes that carried them.
+func (s *Source) count(recs []abi.Record) {
+	if len(recs) > 0 || s.bytes > 0 {
+		s.deps.Status.Read(len(recs), s.bytes)
+	}
+	s.bytes = 0
 }
 
 // lost delivers what was read before the connection went down, and then one bad
 // record for each point that was not bad.
 func (s *Source) lost(ctx context.Context, emit sources.Emit, m *member, down error) error {
 	var recs []abi.Record
+	now := time.Now()
+	s.ingest = sources.Micros(now)
+	s.relearn()
 	for _, r := range m.box.take(nil) {
 		recs = s.records(recs, r)
 	}
-	s.relearn()
-	now := time.Now()
-	s.ingest = sources.Micros(now)
+	s.count(recs)
 	for i := range s.points {
 		recs = s.fail(recs, i, now, quality{statusNotConnected, "BadNotConnected", down.Error()})
 	}
