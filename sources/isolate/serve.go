@@ -103,7 +103,6 @@ type worker struct {
 	build func() (sources.Source, error)
 	deps  Deps
 	wg    sync.WaitGroup
-	log   slog.Handler
 
 	write sync.Mutex // one frame at a time
 	conn  net.Conn
