@@ -121,7 +121,7 @@ func (g *gateway) hostConfig(reg *modules.Registry) (host.Config, error) {
 	c := g.cfg
 	b := c.Backpressure
 	hc := host.Config{Version: version, Spool: g.spool, Modules: reg, Sandbox: g.sandbox, Logger: g.log,
-		MemoryRecords: b.MemoryQueue.MaxSize, NotInForce: c.NotInForce(), Grace: stopGrace,
+		MemoryRecords: b.MemoryQueue.MaxSize, LetterCap: uint64(b.DeadLetterQueue.MaxSizeMB) * 1e6, NotInForce: c.NotInForce(), Grace: stopGrace,
 		Spooled: control.SpoolStatus{Dir: filepath.Join(c.StateDir, "spool"), Cap: uint64(b.DiskSpool.MaxSizeMB) * 1e6,
 			Encrypted: true, DropPolicy: b.DiskSpool.DropPolicy}}
 	hostID, err := hostID(c.StateDir)
