@@ -172,8 +172,7 @@ func (g *gateway) source(s *sourceConfig, hostID string) (host.SourceConfig, err
 
 // opcuaSource makes a source in this process or in one of its own.
 func (g *gateway) opcuaSource(s *sourceConfig, st *sources.Status, log *slog.Logger) (sources.Source, error) {
-	job := opcuaJob{Name: s.Name, Endpoint: s.Endpoint, Tags: s.Tags, Config: *s.OPCUA, Dir: filepath.Join(g.cfg.StateDir, "certs", "opcua"),
-		StaleAfter: time.Duration(s.StaleAfterSeconds * float64(time.Second))}
+	job := g.cfg.opcuaJob(s)
 	resume := func() []byte { return g.Resume(s.Name) }
 	if !s.isolated() {
 		return job.source(log, st, resume)
