@@ -1,3 +1,6 @@
 #!/usr/bin/env bash
-# The peers of the end-to-end suite are those of the MQTT suite.
-exec "$(dirname "$0")/install-mqtt.sh"
+# The peers of the end-to-end suite are those of the MQTT and OPC UA suites.
+set -euo pipefail
+cd "$(dirname "$0")"
+./install-mqtt.sh
+./install-opcua.sh

@@ -400,6 +400,10 @@ func (e *engine) accept(sub *subscription, m *ua.NotificationMessage) {
 				}
 			}
 		case *ua.StatusChangeNotification:
+			if body.Status == ua.StatusGoodSubscriptionTransferred && sub.moved {
+				sub.moved = false
+				continue // to us
+			}
 			e.lose(sub, statusName(body.Status))
 		}
 	}

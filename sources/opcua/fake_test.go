@@ -25,7 +25,8 @@ const (
 var errWeird = errors.New("opcua: invalid type id: 30")
 
 func (f *fakeServer) holdsWeird(s *fakeSub, m *ua.NotificationMessage) bool {
-	return slices.ContainsFunc(m.NotificationData[0].Value.(*ua.DataChangeNotification).MonitoredItems, func(v *ua.MonitoredItemNotification) bool {
+	values, ok := m.NotificationData[0].Value.(*ua.DataChangeNotification)
+	return ok && slices.ContainsFunc(values.MonitoredItems, func(v *ua.MonitoredItemNotification) bool {
 		return f.weird[s.items[v.ClientHandle]]
 	})
 }
@@ -176,6 +177,10 @@ func (f *fakeServer) Send(ctx context.Context, req ua.Request) (ua.Response, err
 		out := &ua.TransferSubscriptionsResponse{}
 		for _, id := range r.SubscriptionIDs {
 			if s := f.subs[id]; s != nil {
+				// What the old session is told, and nobody there reads.
+				s.seq++
+				s.kept[s.seq] = &ua.NotificationMessage{SequenceNumber: s.seq, NotificationData: []*ua.ExtensionObject{
+					{Value: &ua.StatusChangeNotification{Status: ua.StatusGoodSubscriptionTransferred}}}}
 				out.Results = append(out.Results, &ua.TransferResult{AvailableSequenceNumbers: s.available()})
 			} else {
 				out.Results = append(out.Results, &ua.TransferResult{StatusCode: ua.StatusBadSubscriptionIDInvalid})

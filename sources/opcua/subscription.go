@@ -36,6 +36,10 @@ type subscription struct {
 
 	lastAt time.Time // when the last response came
 	gone   bool      // the server no longer has it
+	// moved says that we transferred it from another session. The server tells
+	// that session of it with a notification of the subscription (Part 4, 5.13.7);
+	// when nobody is there to read it, we are the ones who get it.
+	moved bool
 }
 
 // after reports whether sequence number a comes after b; they wrap.
