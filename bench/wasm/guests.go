@@ -9,11 +9,12 @@ import (
 
 // guests are the built modules.
 type guests struct {
-	dir    string
-	flat   map[string][]byte // by language
-	pbC    []byte            // protobuf without a framework
-	extism map[string][]byte
-	plugin string // a path: go-plugin loads files
+	dir     string
+	flat    map[string][]byte // by language
+	hostile []byte            // what a module must not be able to do
+	pbC     []byte            // protobuf without a framework
+	extism  map[string][]byte
+	plugin  string // a path: go-plugin loads files
 }
 
 // build makes every guest from source, as its author would.
@@ -35,6 +36,7 @@ func build(dir, asc string) (*guests, error) {
 		put     func(wasm []byte)
 	}{
 		{clang, "guests/flatc/flat.c", func(w []byte) { g.flat["C"] = w }},
+		{clang, "guests/flatc/hostile.c", func(w []byte) { g.hostile = w }},
 		{rustc, "guests/flatrust/flat.rs", func(w []byte) { g.flat["Rust"] = w }},
 		{assembly, "guests/flatas/flat.ts", func(w []byte) { g.flat["AssemblyScript"] = w }},
 		{gobuild, "./guests/flatgo", func(w []byte) { g.flat["Go"] = w }},
