@@ -1,6 +1,7 @@
 package guest
 
 import (
+	"iter"
 	"math"
 	"unsafe"
 
@@ -170,6 +171,18 @@ func (r *Record) Attr(key string) (abi.Value, bool) {
 		return valueOf(a.kind, a.value), true
 	}
 	return abi.Value{}, false
+}
+
+// Attrs are the attributes in their order. Set and remove none until the loop has
+// ended.
+func (r *Record) Attrs() iter.Seq2[string, abi.Value] {
+	return func(yield func(string, abi.Value) bool) {
+		for i := range r.row().attrs.n {
+			if a := r.attr(i); !yield(a.key.text(), valueOf(a.kind, a.value)) {
+				return
+			}
+		}
+	}
 }
 
 // SetAttr sets the attribute key. A record has at most 64 attributes.

@@ -18,12 +18,17 @@ import (
 // they look at the deadline themselves.
 const workBetweenChecks = 1 << 16
 
-// instrument meters a module.
-func instrument(wasm []byte, l Limits) ([]byte, *meter.Info, error) {
+// meterConfig is what the meter holds a module to.
+func meterConfig(l Limits) meter.Config {
 	cfg := meter.DefaultConfig()
 	cfg.ModuleBytes = l.ModuleBytes
 	cfg.MemoryPages = 1 << 16 // memory holds each instance to its own limit, and notices
-	out, info, err := meter.Instrument(wasm, cfg)
+	return cfg
+}
+
+// instrument meters a module.
+func instrument(wasm []byte, l Limits) ([]byte, *meter.Info, error) {
+	out, info, err := meter.Instrument(wasm, meterConfig(l))
 	var refused *meter.Refused
 	if errors.As(err, &refused) {
 		return nil, nil, &Refusal{Reasons: refused.Reasons}

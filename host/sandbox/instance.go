@@ -13,11 +13,11 @@ import (
 	"github.com/tetratelabs/wazero/experimental"
 )
 
-// Output and Reject are records that a module emitted and rejected.
-type (
-	Output = abi.Output
-	Reject = abi.Reject
-)
+// Output is a record that a module emitted.
+type Output = abi.Output
+
+// Reject is an input record that a module rejected, and why.
+type Reject = abi.Reject
 
 // Result is what one call of a module left: what it emitted, in its order, and
 // what it rejected. Input records that neither names were filtered. The slices are

@@ -90,7 +90,7 @@ func (m *rawModule) process(t *testing.T, image []byte, base uint32) []byte {
 // vectors have them.
 func TestSDKVectors(t *testing.T) {
 	eachSDK(t, func(t *testing.T, s *sdk) {
-		wasm := s.build(t, s.check, true)
+		wasm := s.wasm(t, s.check, true)
 		for _, op := range []string{"pass", "copy", "edit", "attrs", "filter", "reject", "fan", "share"} {
 			m := newRawModule(t, wasm, op)
 			for _, v := range readVectors(t, "layout.json") {
@@ -226,7 +226,7 @@ func TestSDKLaterHost(t *testing.T) {
 		t.Fatalf("%d records", len(recs))
 	}
 	eachSDK(t, func(t *testing.T, s *sdk) {
-		wasm := s.build(t, s.check, true)
+		wasm := s.wasm(t, s.check, true)
 		for _, op := range []string{"pass", "copy", "edit", "attrs", "filter", "fan", "grow", "share"} {
 			m := newRawModule(t, wasm, op)
 			for range 2 {

@@ -33,12 +33,30 @@ type sdk struct {
 	name  string
 	check string // the module of abi/<sdk>/testdata
 	scale string // the example
+	trap  string // words of a trap that the SDK passes on
 	build func(t *testing.T, source string, high bool) []byte
+	built map[string][]byte
+}
+
+// wasm builds a module once.
+func (s *sdk) wasm(t *testing.T, source string, high bool) []byte {
+	t.Helper()
+	key := fmt.Sprint(source, high)
+	if s.built[key] == nil {
+		if s.built == nil {
+			s.built = map[string][]byte{}
+		}
+		s.built[key] = s.build(t, source, high)
+	}
+	return s.built[key]
 }
 
 var sdks = []sdk{
-	{"C", "../../abi/c/testdata/check.c", "../../abi/c/example/scale.c", buildC},
-	{"C with libc", "../../abi/c/testdata/check.c", "../../abi/c/example/scale.c", buildCWithLibc},
+	{name: "C", check: "../../abi/c/testdata/check.c", scale: "../../abi/c/example/scale.c", trap: "unreachable", build: buildC},
+	{name: "C with libc", check: "../../abi/c/testdata/check.c", scale: "../../abi/c/example/scale.c", trap: "unreachable", build: buildCWithLibc},
+	{name: "Rust", check: "../../abi/rust/testdata/check.rs", scale: "../../abi/rust/examples/scale.rs", trap: "the module traps", build: buildRust},
+	{name: "AssemblyScript", check: "testdata/check.ts", scale: "examples/scale.ts", trap: "the module traps", build: buildAssemblyScript},
+	{name: "AssemblyScript without collector", check: "testdata/check.ts", scale: "examples/scale.ts", trap: "the module traps", build: buildAssemblyScriptStub},
 }
 
 const highBase = "4194304"
@@ -57,6 +75,56 @@ func clang(t *testing.T, source string, high bool, args ...string) []byte {
 		args = append(args, "-Wl,--global-base="+highBase)
 	}
 	return compiled(t, "clang-14", append(args, source)...)
+}
+
+// buildRust compiles the crate and a module with Debian's rustc, which has the wasm32
+// standard library; cargo does the same.
+func buildRust(t *testing.T, source string, high bool) []byte {
+	return rust(t, source, high, "--cfg", `feature="std"`)
+}
+
+func rust(t *testing.T, source string, high bool, features ...string) []byte {
+	const rustc = "/usr/bin/rustc"
+	args := []string{"--edition", "2021", "--target", "wasm32-unknown-unknown", "-O", "-C", "panic=abort", "-C", "strip=symbols",
+		"-C", "target-feature=+bulk-memory", "-C", "linker=wasm-ld-14", "-D", "warnings"}
+	crate := filepath.Join(t.TempDir(), "libedgehost.rlib")
+	library := append(slices.Clone(args), "--crate-type", "rlib", "--crate-name", "edgehost", "../../abi/rust/src/lib.rs", "-o", crate)
+	if msg, err := exec.Command(rustc, append(library, features...)...).CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v\n%s", rustc, err, msg)
+	}
+	args = append(args, "--crate-type", "cdylib", "--extern", "edgehost="+crate)
+	if high {
+		args = append(args, "-C", "link-arg=-zstack-size="+highBase)
+	}
+	return compiled(t, rustc, append(args, source)...)
+}
+
+func buildAssemblyScript(t *testing.T, source string, high bool) []byte {
+	return asc(t, source, high, "incremental")
+}
+
+func buildAssemblyScriptStub(t *testing.T, source string, high bool) []byte {
+	return asc(t, source, high, "stub")
+}
+
+// asc runs the compiler that npm puts into the SDK's folder; there it must run.
+func asc(t *testing.T, source string, high bool, runtime string) []byte {
+	t.Helper()
+	args := []string{source, "-O3", "--enable", "bulk-memory", "--runtime", runtime, "--use", "abort=assembly/host/aborted"}
+	if high {
+		args = append(args, "--memoryBase", highBase)
+	}
+	out := filepath.Join(t.TempDir(), "module.wasm")
+	cmd := exec.Command("node_modules/.bin/asc", append(args, "-o", out)...)
+	cmd.Dir = "../../abi/assemblyscript"
+	if msg, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("asc (run npm install in abi/assemblyscript): %v\n%s", err, msg)
+	}
+	wasm, err := os.ReadFile(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return wasm
 }
 
 // compiled runs a compiler that writes its output to what follows -o.
@@ -195,7 +263,9 @@ var sdkOps = map[string]func(recs []abi.Record) want{
 			return true
 		})
 	},
-	"filter": func(recs []abi.Record) want { return emitted(recs, func(i int, _ *abi.Output) bool { return i%2 == 1 }) },
+	"filter": func(recs []abi.Record) want {
+		return emitted(recs, func(i int, _ *abi.Output) bool { return i%2 == 1 })
+	},
 	"reject": func(recs []abi.Record) want {
 		var rejects []abi.Reject
 		w := emitted(recs, func(i int, o *abi.Output) bool {
@@ -290,7 +360,7 @@ func TestSDKOperators(t *testing.T) {
 		numbers.Records = append(numbers.Records, abi.Record{Source: "s", Address: "a", Value: abi.String(text)})
 	}
 	eachSDK(t, func(t *testing.T, s *sdk) {
-		m := compile(t, newHost(t), s.build(t, s.check, false))
+		m := compile(t, newHost(t), s.wasm(t, s.check, false))
 		for op, expect := range sdkOps {
 			env := sandbox.Env{Name: op, Config: map[string]string{"op": op}, Outputs: map[string]uint32{"second": 5}}
 			i := instantiate(t, m, env)
@@ -317,7 +387,7 @@ func eachSDK(t *testing.T, f func(t *testing.T, s *sdk)) {
 
 func TestSDKHostFunctions(t *testing.T) {
 	eachSDK(t, func(t *testing.T, s *sdk) {
-		m := compile(t, newHost(t), s.build(t, s.check, false))
+		m := compile(t, newHost(t), s.wasm(t, s.check, false))
 		var log strings.Builder
 		logger := slog.New(slog.NewTextHandler(&log, nil))
 
@@ -326,6 +396,12 @@ func TestSDKHostFunctions(t *testing.T) {
 		var f *sandbox.Fault
 		if !errors.As(err, &f) || f.Class != sandbox.ClassBatchError || !strings.HasPrefix(f.Message, "refused by plant") {
 			t.Errorf("fail: %v", err)
+		}
+
+		trap := instantiate(t, m, sandbox.Env{Name: "trap", Config: map[string]string{"op": "trap"}})
+		_, err = trap.Process(t.Context(), batch(3))
+		if !errors.As(err, &f) || f.Class != sandbox.ClassTrap || !strings.Contains(f.Message, s.trap) {
+			t.Errorf("trap: %v", err)
 		}
 
 		kept := mapKV{"count": string(binary.LittleEndian.AppendUint64(nil, 40))}
@@ -366,13 +442,54 @@ func TestSDKHostFunctions(t *testing.T) {
 	})
 }
 
+// TestSDKRustWithoutStd: a module can do without the standard library, and a module
+// with it has its panics reported.
+func TestSDKRustWithoutStd(t *testing.T) {
+	const body = `
+struct Panics;
+impl edgehost::Module for Panics {
+	fn init() -> Self { Panics }
+	fn process<'b>(&mut self, batch: &mut edgehost::Batch<'b>) -> edgehost::Outcome<'b> {
+		if batch.len() > 1 { panic!("too many records: {}", batch.len()) }
+		Ok(())
+	}
+}
+edgehost::module!(Panics);
+`
+	const without = `#![no_std]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo) -> ! { core::arch::wasm32::unreachable() }
+`
+	for name, c := range map[string]struct {
+		source, words string
+		features      []string
+	}{
+		"without std": {without + body, "unreachable", nil},
+		"with std":    {body, "too many records: 3", []string{"--cfg", `feature="std"`}},
+	} {
+		source := filepath.Join(t.TempDir(), "module.rs")
+		if err := os.WriteFile(source, []byte(c.source), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		i := instantiate(t, compile(t, newHost(t), rust(t, source, false, c.features...)), sandbox.Env{Name: "panics"})
+		if _, err := i.Process(t.Context(), batch(1)); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		_, err := i.Process(t.Context(), batch(3))
+		var f *sandbox.Fault
+		if !errors.As(err, &f) || f.Class != sandbox.ClassTrap || !strings.Contains(f.Message, c.words) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 // TestSDKScale: the example of each SDK does what the Go example does.
 func TestSDKScale(t *testing.T) {
 	host := newHost(t)
 	reference := compile(t, host, example(t, "scale"))
 	recs := vectorRecords(t)
 	eachSDK(t, func(t *testing.T, s *sdk) {
-		m := compile(t, host, s.build(t, s.scale, false))
+		m := compile(t, host, s.wasm(t, s.scale, false))
 		for _, config := range []map[string]string{
 			nil,
 			{"factor": "1.8", "offset": "32", "unit": "°F", "prefix": "f/"},

@@ -14,7 +14,7 @@ static bool is(const char *name) {
 }
 
 EDGEHOST_INIT() {
-    static const char *const ops[] = {"pass", "copy", "edit", "attrs", "filter", "reject", "route", "fan", "grow", "share", "fail", "state", "parse"};
+    static const char *const ops[] = {"pass", "copy", "edit", "attrs", "filter", "reject", "route", "fan", "grow", "share", "trap", "fail", "state", "parse"};
     op = eh_config(EH_STR("op"));
     bool known = false;
     for (uint32_t i = 0; i < sizeof ops / sizeof *ops; i++)
@@ -150,6 +150,8 @@ EDGEHOST_PROCESS(b) {
         fan(b, is("fan") ? 2 : 3);
     if (is("share"))
         share(b);
+    if (is("trap"))
+        __builtin_trap();
     if (is("state"))
         state(b);
     if (is("fail"))
