@@ -26,7 +26,7 @@ import (
 func main() {
 	log.SetFlags(0)
 	cache := flag.String("cache", "../../.cache/bench-wasm", "where built guests go")
-	rounds := flag.Int("rounds", 7, "rounds of each table")
+	rounds := flag.Int("rounds", 5, "rounds of each table")
 	only := flag.String("only", "", "run only the parts whose name contains this")
 	profile := flag.String("cpuprofile", "", "write a CPU profile to this file")
 	flag.Parse()

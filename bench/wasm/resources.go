@@ -190,11 +190,11 @@ func swaps(r *report, h *sandbox.Host, g *guests) error {
 		return nil
 	}
 	run := func(c, other int) error { return errors.Join(swap(c, g.flat["C"]), swap(other, g.flat["Go"])) }
-	if err := run(20, 2); err != nil {
+	if err := run(20, 1); err != nil {
 		return err
 	}
 	heap, maps := held(), mapped()
-	if err := run(980, 20); err != nil {
+	if err := run(992, 8); err != nil {
 		return fmt.Errorf("swap: %w", err)
 	}
 	r.most("heap that 1000 swaps leave", (held()-heap)/(1<<20), "MiB", 1, 0.25)
