@@ -141,7 +141,8 @@ func (a *Arena) decode(lim *OutputLimits, out *Outputs) error {
 	if !ok {
 		return fmt.Errorf("%w: %d rows at out_rows %#x reach outside the memory", ErrBadOutput, n, at)
 	}
-	a.named = append(a.named[:0], make([]uint64, (len(a.in)+63)/64)...)
+	a.named = slices.Grow(a.named[:0], (len(a.in)+63)/64)[:(len(a.in)+63)/64]
+	clear(a.named)
 	out.Out = slices.Grow(out.Out, int(n))
 	for i := range int(n) {
 		row := (*[RowSize]byte)(rows[i*RowSize:])
