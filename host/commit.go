@@ -73,6 +73,7 @@ type committer struct {
 // run commits what arrives until in is closed, collecting what is there while a
 // commit is in flight, so that a slow disk makes larger groups and not a queue.
 func (c *committer) run(ctx context.Context, in <-chan *effect) {
+	var failed error // once a batch was given back, those behind it are too: order holds
 	for e := range in {
 		group, n := []*effect{e}, len(e.outputs)
 	collect:
@@ -87,10 +88,12 @@ func (c *committer) run(ctx context.Context, in <-chan *effect) {
 				break collect
 			}
 		}
-		err := c.retry(ctx, group)
+		if failed == nil {
+			failed = c.retry(ctx, group)
+		}
 		for _, e := range group {
 			if e.done != nil {
-				e.done(err)
+				e.done(failed)
 			}
 		}
 	}
