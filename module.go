@@ -18,7 +18,7 @@ func moduleCommand() *cli.Command {
 		Name:  "module",
 		Usage: "make, test and inspect modules; upload, list and roll back those of a running host",
 		Subcommands: []*cli.Command{
-			moduleTestCommand(), moduleBenchCommand(), moduleInspectCommand(),
+			moduleNewCommand(), moduleTestCommand(), moduleBenchCommand(), moduleInspectCommand(),
 			{
 				Name:      "push",
 				Usage:     "upload a module and put it in force",
