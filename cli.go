@@ -102,6 +102,7 @@ func newApp(open openHost, stdin io.Reader, stdout, stderr io.Writer) *cli.App {
 		Commands: []*cli.Command{
 			serveCommand(open), demoCommand(), statusCommand(), moduleCommand(), spoolCommand(), deadLetterCommand(), breakerCommand(),
 			configCommand(), modbusCommand(), healthcheckCommand(), emulatorCommand(), versionCommand(),
+			sourceWorkerCommand(),
 		},
 		ExitErrHandler:        func(*cli.Context, error) {},
 		Action:                groupAction,

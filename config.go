@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/edgehost/edgehost/host"
 	"github.com/edgehost/edgehost/sinks"
 	"github.com/edgehost/edgehost/sinks/file"
 	"github.com/edgehost/edgehost/sinks/zerobus"
@@ -104,6 +105,9 @@ type sourceConfig struct {
 	// StaleAfterSeconds is how long a source may be silent before it counts as
 	// stalled; 0: for ever.
 	StaleAfterSeconds float64 `yaml:"stale_after_seconds"`
+	// Isolation is process or none: whether the source runs in a child process,
+	// which a hostile peer may crash. "": process for opcua, else none.
+	Isolation string `yaml:"isolation"`
 	// Reconnect replaces keys of resilience.reconnect for this source.
 	Reconnect sources.ReconnectConfig `yaml:"reconnect"`
 	Target    zerobus.Target          `yaml:"target"`
@@ -114,6 +118,15 @@ type sourceConfig struct {
 }
 
 func (c *sourceConfig) setDefaults() { c.Enabled = true }
+
+// What stands between a source and the host.
+const (
+	isolationProcess = "process"
+	isolationNone    = "none"
+)
+
+// isolated reports whether the source runs in a child process.
+func (c *sourceConfig) isolated() bool { return c.OPCUA != nil && c.Isolation != isolationNone }
 
 // pipelineConfig is one pipeline. A source that no pipeline names has one of its
 // own, without modules.
@@ -139,7 +152,14 @@ type moduleConfig struct {
 	Name   string            `yaml:"name"`
 	Config map[string]string `yaml:"config"`
 	Limits limitsConfig      `yaml:"limits"`
+	// TickSeconds calls edgehost_tick so often, for each source; 0 never.
+	TickSeconds float64 `yaml:"tick_seconds"`
+	// OnFault is what happens when the module faults again and again: hold, dlq or
+	// bypass.
+	OnFault string `yaml:"on_fault"`
 }
+
+func (c *moduleConfig) setDefaults() { c.OnFault = host.FaultHold }
 
 func (c *moduleConfig) fromScalar(name string) { c.Name = name }
 

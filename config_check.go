@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/edgehost/edgehost/host"
 	"github.com/edgehost/edgehost/modules"
 	"github.com/edgehost/edgehost/sinks/zerobus"
 	"github.com/edgehost/edgehost/sources"
@@ -205,6 +206,7 @@ func (c *config) checkSources() []string {
 		c.checkPartialTarget(at+".target", s.Target)
 		c.checkShared(at, s)
 		c.checkProtocol(at, s)
+		c.checkIsolation(at, s)
 	}
 	return names
 }
@@ -228,6 +230,16 @@ func (c *config) checkShared(at string, s *sourceConfig) {
 	s.MQTT.Endpoints = append(s.MQTT.Endpoints, s.Endpoints...)
 	if s.MQTT.StaleAfterSeconds == 0 {
 		s.MQTT.StaleAfterSeconds = s.StaleAfterSeconds
+	}
+}
+
+func (c *config) checkIsolation(at string, s *sourceConfig) {
+	if s.Isolation == "" {
+		return
+	}
+	c.oneOf(at+".isolation", s.Isolation, isolationProcess, isolationNone)
+	if s.Isolation == isolationProcess && (s.MQTT != nil || s.Modbus != nil) {
+		c.doc.failAt(at+".isolation", "only opcua sources can run in a process of their own; remove the key, or set it to none")
 	}
 }
 
@@ -395,6 +407,8 @@ func (c *config) checkModule(at string, m moduleConfig) {
 	if err := modules.CheckName(m.Name); err != nil {
 		c.doc.failAt(at+".name", "%v", err)
 	}
+	between(c, at+".tick_seconds", m.TickSeconds, 0, 86400)
+	c.oneOf(at+".on_fault", m.OnFault, host.FaultHold, host.FaultDeadLetter, host.FaultBypass)
 	l := m.Limits
 	between(c, at+".limits.memory_mb", l.MemoryMB, 0, 4096)
 	between(c, at+".limits.fuel", l.Fuel, 0, 1<<53)

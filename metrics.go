@@ -68,6 +68,9 @@ var (
 	mModFaults   = metric{"module_faults_total", "Calls of a module that trapped, ran out of fuel or broke a limit.", counter, []string{"pipeline", "module"}}
 	mModSeconds  = metric{"module_seconds_total", "Time spent in a module.", counter, []string{"pipeline", "module"}}
 	mModFuel     = metric{"module_fuel_total", "Fuel that a module burnt.", counter, []string{"pipeline", "module"}}
+	mModClass    = metric{"module_faults_by_class_total", "Faults of a module by class.", counter, []string{"pipeline", "module", "class"}}
+	mModCounter  = metric{"module_counter_total", "Counters of a module's own.", counter, []string{"pipeline", "module", "metric"}}
+	mModGauge    = metric{"module_gauge", "Gauges of a module's own.", gauge, []string{"pipeline", "module", "metric"}}
 	mModMemory   = metric{"module_memory_bytes", "Linear memory of a module.", gauge, []string{"pipeline", "module"}}
 	mLedger      = metric{"ledger_records", "The terms of the ledger.", gauge, []string{"scope", "name", "term"}}
 	mBalanced    = metric{"ledger_balanced", "1 while the ledger balances.", gauge, nil}
@@ -181,6 +184,15 @@ func (g *gatherer) pipelines(s control.Status) {
 			g.add(mModSeconds, m.Seconds, p.Name, m.Name)
 			g.add(mModFuel, float64(m.Fuel), p.Name, m.Name)
 			g.add(mModMemory, float64(m.Memory), p.Name, m.Name)
+			for class, n := range m.FaultsByClass {
+				g.add(mModClass, float64(n), p.Name, m.Name, class)
+			}
+			for name, v := range m.Counters {
+				g.add(mModCounter, v, p.Name, m.Name, name)
+			}
+			for name, v := range m.Gauges {
+				g.add(mModGauge, v, p.Name, m.Name, name)
+			}
 		}
 	}
 }

@@ -3,6 +3,8 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"os"
@@ -47,6 +49,13 @@ func TestScript(t *testing.T) {
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("EXAMPLES", filepath.Join(root, "examples"))
 			e.Setenv("MODULES", filepath.Join(root, "host", "testdata"))
+			for _, name := range []string{"KEY1", "KEY2"} {
+				key := make([]byte, 32)
+				if _, err := rand.Read(key); err != nil {
+					return err
+				}
+				e.Setenv(name, base64.StdEncoding.EncodeToString(key))
+			}
 			var errs []error
 			for name, wasm := range map[string]string{
 				"one.wasm": "\x00asm\x01\x00\x00\x00 module", "two.wasm": "\x00asm\x01\x00\x00\x00 MODULE", "short.wasm": "\x00asm\x01", "empty.wasm": "\x00asm\x01\x00\x00\x00",

@@ -1,4 +1,3 @@
 #!/usr/bin/env bash
-# The peers of the end-to-end suite: mosquitto and its clients.
-set -euo pipefail
-"$(dirname "$0")/ensure.sh" mosquitto mosquitto-clients
+# The peers of the end-to-end suite are those of the MQTT suite.
+exec "$(dirname "$0")/install-mqtt.sh"

@@ -1,9 +1,12 @@
-#!/bin/sh
-# Installs the peers of the OPC UA conformance tests: node-opcua (npm) and
-# asyncua (PyPI), each into a folder that git ignores.
-#   go test -tags conformance ./sources/opcua/
-set -eu
+#!/usr/bin/env bash
+# The OPC UA peers: node-opcua (npm) and asyncua (PyPI), each into a folder that
+# git ignores.
+set -euo pipefail
 cd "$(dirname "$0")/.."
-npm install --prefix sources/opcua/testdata --no-audit --no-fund --no-package-lock
-python3 -m venv .cache/opcua-venv
-.cache/opcua-venv/bin/pip install --quiet asyncua==2.1.0
+command -v npm >/dev/null || conformance/ensure.sh nodejs npm
+python3 -c 'import ensurepip' 2>/dev/null || conformance/ensure.sh python3 python3-venv
+npm install --prefix sources/opcua/testdata --no-audit --no-fund --no-package-lock --loglevel=error
+if ! .cache/opcua-venv/bin/python -c 'import asyncua' 2>/dev/null; then
+  python3 -m venv .cache/opcua-venv
+  .cache/opcua-venv/bin/pip install --quiet --disable-pip-version-check asyncua==2.1.0
+fi

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"sync"
 	"time"
 
@@ -20,6 +21,7 @@ type chain struct {
 	log     *slog.Logger
 	bypass  bool
 	outputs map[string]uint32
+	memo    *memo
 	stages  []*stage
 	// changed wakes the pipeline after an offer.
 	changed chan struct{}
@@ -34,6 +36,12 @@ type stage struct {
 	next *loaded // offered, not yet in force
 	now  *loaded // nil: never uploaded
 	stat control.ModuleInUse
+
+	// Owned by the pipeline's goroutine: until when the module is not called, by
+	// its policy for faults, and why.
+	openUntil time.Time
+	openWait  time.Duration
+	openFault *sandbox.Fault
 }
 
 // loaded is a revision made ready for one stage.
@@ -58,7 +66,7 @@ func (c *chain) load(ctx context.Context, st *stage, digest string, wasm []byte)
 		return nil, err
 	}
 	inst, err := m.Instantiate(ctx, sandbox.Env{Name: st.cfg.Name, Revision: digest, Config: st.cfg.Config,
-		Outputs: c.outputs, Limits: st.cfg.Limits, Logger: c.log})
+		Outputs: c.outputs, KV: view{c.memo, st.cfg.Name}, Limits: st.cfg.Limits, Logger: c.log})
 	if err != nil {
 		return nil, errors.Join(err, m.Close(ctx))
 	}
@@ -96,6 +104,7 @@ func (c *chain) apply(ctx context.Context) (swapped bool) {
 			continue
 		}
 		swapped = true
+		st.openUntil, st.openWait = time.Time{}, 0
 		c.log.Info("module in force", "module", st.cfg.Name, "revision", short(next.digest))
 		if err := old.close(ctx); err != nil {
 			c.log.Warn("old revision did not close", "module", st.cfg.Name, "error", err)
@@ -118,7 +127,8 @@ func (c *chain) missing() string {
 	return ""
 }
 
-// row is a record on its way through the chain and the input that it stands for.
+// row is a record on its way through the chain and the input that it stands for;
+// origin -1 is none: a tick made it.
 type row struct {
 	origin int
 	handle uint32
@@ -134,6 +144,28 @@ type rejection struct {
 type passed struct {
 	rows    []row
 	rejects map[int]rejection // by origin
+	made    []madeRejection   // rejected records that a tick made
+	metrics []stageMetric
+}
+
+type madeRejection struct {
+	rec abi.Record
+	rejection
+}
+
+type stageMetric struct {
+	st *stage
+	sandbox.Metric
+}
+
+// add appends what another part of the same batch became.
+func (p *passed) add(q passed) {
+	p.rows = append(p.rows, q.rows...)
+	for i, r := range q.rejects {
+		p.rejects[i] = r
+	}
+	p.made = append(p.made, q.made...)
+	p.metrics = append(p.metrics, q.metrics...)
 }
 
 // run sends records through all stages. base is the origin of the first. A
@@ -141,13 +173,39 @@ type passed struct {
 // output to a named destination leaves the chain at once; the default output is
 // the next stage's input.
 func (c *chain) run(ctx context.Context, b *abi.Batch, base int) (passed, error) {
-	p := passed{rejects: map[int]rejection{}}
 	rows := make([]row, len(b.Records))
 	for i := range b.Records {
 		rows[i] = row{origin: base + i, rec: b.Records[i]}
 	}
-	for _, st := range c.stages {
+	return c.pass(ctx, b, rows, 0, passed{rejects: map[int]rejection{}})
+}
+
+// tick has the module of one stage make records of none and sends them through
+// the stages behind it.
+func (c *chain) tick(ctx context.Context, b *abi.Batch, at int) (passed, error) {
+	p := passed{rejects: map[int]rejection{}}
+	st := c.stages[at]
+	if st.now == nil || time.Now().Before(st.openUntil) {
+		return p, nil
+	}
+	begin := time.Now()
+	res, err := st.now.instance.Tick(ctx, b)
+	st.count(time.Since(begin), res, err)
+	if err != nil {
+		return passed{}, c.ended(err)
+	}
+	return c.pass(ctx, b, c.collect(&p, st, nil, res), at+1, p)
+}
+
+// pass sends rows through the stages from one on and adds what becomes of them
+// to p.
+func (c *chain) pass(ctx context.Context, b *abi.Batch, rows []row, from int, p passed) (passed, error) {
+	for _, st := range c.stages[from:] {
 		if st.now == nil || len(rows) == 0 {
+			continue
+		}
+		if time.Now().Before(st.openUntil) {
+			rows = st.pastModule(&p, rows)
 			continue
 		}
 		in := &abi.Batch{Seq: b.Seq, Time: b.Time, Records: make([]abi.Record, len(rows))}
@@ -156,33 +214,89 @@ func (c *chain) run(ctx context.Context, b *abi.Batch, base int) (passed, error)
 		}
 		begin := time.Now()
 		res, err := st.now.instance.Process(ctx, in)
-		st.count(time.Since(begin), err)
+		st.count(time.Since(begin), res, err)
 		if err != nil {
-			return passed{}, err
+			return passed{}, c.ended(err)
 		}
-		next := make([]row, 0, len(res.Out))
-		for _, o := range res.Out {
-			r := row{origin: -1, handle: o.Handle, rec: o.Record}
-			if o.Index >= 0 {
-				r.origin = rows[o.Index].origin
-			}
-			if o.Handle != 0 {
-				p.rows = append(p.rows, r)
-				continue
-			}
-			next = append(next, r)
-		}
-		for _, r := range res.Rejects {
-			origin := rows[r.Index].origin
-			if _, ok := p.rejects[origin]; !ok {
-				p.rejects[origin] = rejection{module: st.cfg.Name, revision: st.now.digest, reason: "rejected", text: r.Reason}
-			}
-		}
-		rows = next
+		rows = c.collect(&p, st, rows, res)
 	}
 	p.rows = append(p.rows, rows...)
 	p.withhold()
+	c.memo.keep()
 	return p, nil
+}
+
+// ended forgets what the modules of a run that failed wrote.
+func (c *chain) ended(err error) error {
+	c.memo.reset()
+	return err
+}
+
+// collect sorts the result of one call: side outputs and rejects go to p, the
+// default output is returned.
+func (c *chain) collect(p *passed, st *stage, rows []row, res *sandbox.Result) []row {
+	next := make([]row, 0, len(res.Out))
+	for _, o := range res.Out {
+		r := row{origin: -1, handle: o.Handle, rec: o.Record}
+		if o.Index >= 0 {
+			r.origin = rows[o.Index].origin
+		}
+		if o.Handle != 0 {
+			p.rows = append(p.rows, r)
+			continue
+		}
+		next = append(next, r)
+	}
+	for _, r := range res.Rejects {
+		p.reject(rows[r.Index], rejection{module: st.cfg.Name, revision: st.now.digest, reason: "rejected", text: r.Reason})
+	}
+	for _, m := range res.Metrics {
+		p.metrics = append(p.metrics, stageMetric{st, m})
+	}
+	c.memo.note(st.cfg.Name, res.KV)
+	return next
+}
+
+// reject notes the first reason for a row's input, or for the row itself when it
+// has none.
+func (p *passed) reject(r row, why rejection) {
+	if r.origin < 0 {
+		p.made = append(p.made, madeRejection{r.rec, why})
+		return
+	}
+	if _, ok := p.rejects[r.origin]; !ok {
+		p.rejects[r.origin] = why
+	}
+}
+
+// pastModule is what happens to rows while the module is not called: they go on
+// without it, or to the dead-letter queue.
+func (st *stage) pastModule(p *passed, rows []row) []row {
+	if st.cfg.OnFault == FaultBypass {
+		return rows
+	}
+	for _, r := range rows {
+		p.reject(r, faultRejection(st.openFault))
+	}
+	return nil
+}
+
+func faultRejection(f *sandbox.Fault) rejection {
+	return rejection{module: f.Module, revision: f.Revision, reason: "module_" + string(f.Class), text: f.Error()}
+}
+
+// open stops calling the module of a fault for a while, if its policy is another
+// than to hold the pipeline, and reports whether it did.
+func (c *chain) open(f *sandbox.Fault) bool {
+	for _, st := range c.stages {
+		if st.cfg.Name == f.Module && (st.cfg.OnFault == FaultBypass || st.cfg.OnFault == FaultDeadLetter) {
+			st.openWait = min(max(2*st.openWait, retryFirst), retryMax)
+			st.openUntil, st.openFault = time.Now().Add(st.openWait), f
+			c.log.Warn("module is not called for a while", "module", st.cfg.Name, "policy", st.cfg.OnFault, "until", st.openUntil, "fault", f)
+			return true
+		}
+	}
+	return false
 }
 
 // withhold takes back the outputs of rejected records: what is dead-lettered is
@@ -200,15 +314,44 @@ func (p *passed) withhold() {
 	p.rows = kept
 }
 
-func (st *stage) count(d time.Duration, err error) {
+// count notes one call for the status.
+func (st *stage) count(d time.Duration, res *sandbox.Result, err error) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	st.stat.Calls++
 	st.stat.Seconds += d.Seconds()
-	if err != nil {
+	st.stat.Memory = st.now.instance.MemoryBytes()
+	var f *sandbox.Fault
+	if errors.As(err, &f) { // what is ours is not counted as the module's
 		st.stat.Faults++
-		st.stat.Last = err.Error()
+		st.stat.Last = f.Error()
+		if st.stat.FaultsByClass == nil {
+			st.stat.FaultsByClass = map[string]uint64{}
+		}
+		st.stat.FaultsByClass[string(f.Class)]++
 	}
+	if err != nil {
+		return
+	}
+	st.openWait = 0
+	st.stat.Fuel += uint64(res.Fuel)
+}
+
+// observe adds a module's own metrics to the status.
+func (st *stage) observe(m sandbox.Metric) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if m.Kind == sandbox.Counter {
+		if st.stat.Counters == nil {
+			st.stat.Counters = map[string]float64{}
+		}
+		st.stat.Counters[m.Name] += m.Value
+		return
+	}
+	if st.stat.Gauges == nil {
+		st.stat.Gauges = map[string]float64{}
+	}
+	st.stat.Gauges[m.Name] = m.Value
 }
 
 // inUse describes the stages for the status.
@@ -217,6 +360,7 @@ func (c *chain) inUse() []control.ModuleInUse {
 	for _, st := range c.stages {
 		st.mu.Lock()
 		s := st.stat
+		s.FaultsByClass, s.Counters, s.Gauges = maps.Clone(s.FaultsByClass), maps.Clone(s.Counters), maps.Clone(s.Gauges)
 		st.mu.Unlock()
 		s.Name = st.cfg.Name
 		out = append(out, s)
@@ -232,7 +376,7 @@ func (c *chain) reload(ctx context.Context) error {
 			continue
 		}
 		inst, err := st.now.module.Instantiate(ctx, sandbox.Env{Name: st.cfg.Name, Revision: st.now.digest, Config: st.cfg.Config,
-			Outputs: c.outputs, Limits: st.cfg.Limits, Logger: c.log})
+			Outputs: c.outputs, KV: view{c.memo, st.cfg.Name}, Limits: st.cfg.Limits, Logger: c.log})
 		if err != nil {
 			return fmt.Errorf("instantiate module %s: %w", st.cfg.Name, err)
 		}

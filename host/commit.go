@@ -37,6 +37,7 @@ type effect struct {
 
 	source string
 	resume []byte
+	kv     []spool.Set // what the modules wrote
 
 	replayed map[string]uint64 // records delivered again, by destination
 
@@ -51,8 +52,8 @@ type output struct {
 	record      abi.Record
 }
 
-func newCommitter(h *Host, log *slog.Logger, held *spool.Queue, b *book) *committer {
-	return &committer{h: h, log: log, held: held, id: b.id, book: b}
+func newCommitter(h *Host, log *slog.Logger, held *spool.Queue, m *memo, b *book) *committer {
+	return &committer{h: h, log: log, held: held, memo: m, id: b.id, book: b}
 }
 
 // committer makes the effects of one pipeline durable, in order. run is its one
@@ -61,6 +62,7 @@ type committer struct {
 	h    *Host
 	log  *slog.Logger
 	held *spool.Queue // nil for the requeue book
+	memo *memo        // nil for the requeue book
 	id   [16]byte     // the pipeline's; never changes
 	book *book        // changed by the committing goroutine, under Host.books
 
@@ -98,7 +100,8 @@ func (c *committer) run(ctx context.Context, in <-chan *effect) {
 // nothing visible, so the next one starts from the beginning.
 func (c *committer) retry(ctx context.Context, group []*effect) error {
 	for delay := 100 * time.Millisecond; ; delay = min(2*delay, 10*time.Second) {
-		err := c.commit(ctx, group)
+		// A stop lets a commit that has begun end; only waiting ends.
+		err := c.commit(context.WithoutCancel(ctx), group)
 		if err == nil {
 			c.setProblem("")
 			return nil
@@ -183,7 +186,9 @@ func (c *committer) appendFrames(owner spool.Owner, group []*effect) (map[*spool
 	}
 	for _, e := range group {
 		if e.hold != nil {
-			send(c.held, e.hold.frame(owner))
+			for _, f := range e.hold.frames(owner) {
+				send(c.held, f)
+			}
 		}
 	}
 	wg.Wait()
@@ -253,11 +258,17 @@ func (c *committer) writeBook(owner spool.Owner, group []*effect, used map[*spoo
 		return err
 	}
 	sets := []spool.Set{set}
+	for _, e := range group {
+		sets = append(sets, e.kv...)
+	}
 	for source, v := range resume {
 		sets = append(sets, spool.Set{Space: spaceResume, Key: source, Value: v})
 	}
 	if err := c.h.state.Commit(sets); err != nil {
 		return fmt.Errorf("write commit record: %w", err)
+	}
+	if c.memo != nil {
+		c.memo.written(owner.Seq)
 	}
 	c.h.books.RLock()
 	defer c.h.books.RUnlock()

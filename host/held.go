@@ -38,9 +38,11 @@ func (b *faultBudget) spent() bool           { return b.faults >= budgetFaults |
 // transform sends a batch through the chain and bisects it when a module faults,
 // until each poison record stands alone and is dead-lettered. An error says that
 // the budget is spent or the host itself is at fault: hold the batch.
-func (p *pipeline) transform(ctx context.Context, b *abi.Batch) (passed, error) {
+func (p *pipeline) transform(ctx context.Context, b *abi.Batch, source string) (passed, error) {
 	all := passed{rejects: map[int]rejection{}}
+	p.chain.memo.begin(source, b.Time)
 	spentFaults, begin := 0, time.Now()
+	var poison []*sandbox.Fault // of records that stand alone
 	var part func(lo, hi int) error
 	part = func(lo, hi int) error {
 		start := time.Now()
@@ -49,10 +51,7 @@ func (p *pipeline) transform(ctx context.Context, b *abi.Batch) (passed, error) 
 		switch {
 		case err == nil:
 			p.budget.good()
-			all.rows = append(all.rows, out.rows...)
-			for i, r := range out.rejects {
-				all.rejects[i] = r
-			}
+			all.add(out)
 			return nil
 		case !errors.As(err, &fault):
 			return fmt.Errorf("run modules: %w", err)
@@ -60,10 +59,15 @@ func (p *pipeline) transform(ctx context.Context, b *abi.Batch) (passed, error) 
 		spentFaults++
 		p.budget.fault(time.Since(start))
 		if p.budget.spent() || spentFaults > budgetFaults || (spentFaults > 1 && time.Since(begin) > budgetTime) {
-			return fault
+			if !p.chain.open(fault) {
+				return fault
+			}
+			p.budget.good()
+			return part(lo, hi)
 		}
 		if hi-lo == 1 {
-			all.rejects[lo] = rejection{module: fault.Module, revision: fault.Revision, reason: "module_" + string(fault.Class), text: fault.Error()}
+			all.rejects[lo] = faultRejection(fault)
+			poison = append(poison, fault)
 			return nil
 		}
 		mid := lo + (hi-lo)/2
@@ -78,6 +82,10 @@ func (p *pipeline) transform(ctx context.Context, b *abi.Batch) (passed, error) 
 	if err := part(0, len(b.Records)); err != nil {
 		return passed{}, err
 	}
+	if p.probing && len(poison) == len(b.Records) {
+		return passed{}, poison[0] // the module, not a record, is at fault
+	}
+	p.probing = false
 	return all, nil
 }
 
@@ -88,6 +96,7 @@ func (p *pipeline) hold(ctx context.Context, err error) {
 	p.retryWait = min(max(2*p.retryWait, retryFirst), retryMax)
 	p.retryAt = time.Now().Add(p.retryWait)
 	p.budget.good()
+	p.probing = true
 	p.setState(control.PipelineHeld, err.Error()+" (input is kept; upload a mended module or roll back: edgehost module rollback NAME)")
 	if rerr := p.chain.reload(ctx); rerr != nil {
 		p.log.Error("module cannot be made afresh", "error", rerr)
@@ -97,6 +106,7 @@ func (p *pipeline) hold(ctx context.Context, err error) {
 // mended forgets the back-off: another revision is in force.
 func (p *pipeline) mended() {
 	p.retryAt, p.retryWait = time.Time{}, 0
+	p.probing = false
 	p.budget.good()
 }
 
@@ -124,7 +134,7 @@ func (p *pipeline) transformHeld(ctx, work context.Context) bool {
 	}
 	p.seq++
 	b := &abi.Batch{Seq: p.seq, Time: hb.time, Records: hb.records}
-	out, err := p.transform(work, b)
+	out, err := p.transform(work, b, hb.source)
 	if err != nil {
 		p.hold(work, err)
 		return true
@@ -142,7 +152,7 @@ func (p *pipeline) transformHeld(ctx, work context.Context) bool {
 // that what is behind it goes on.
 func (p *pipeline) settleDamaged(d *spool.DamagedFrame) {
 	p.seq++
-	n := uint64(d.Count)
+	n := d.Count
 	p.log.Error("held batch is damaged", "records", n, "error", d.Err)
 	l := p.letter(p.seq, 0, &abi.Record{}, rejection{reason: "tamper_or_corrupt", text: d.Err.Error()})
 	l.Count, l.Payload = int(d.Count), nil

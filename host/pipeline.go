@@ -47,11 +47,13 @@ type pipeline struct {
 	// Owned by loop.
 	seq       uint64
 	budget    faultBudget
+	ticks     []tick
 	heldLeft  uint64 // records in the held queue that loop has not settled
 	heldNow   *spool.Stored
 	reader    *spool.Reader
 	retryAt   time.Time
 	retryWait time.Duration
+	probing   bool // a held batch is tried with the revision that failed
 
 	mu     sync.Mutex
 	state  string
@@ -85,11 +87,14 @@ func (h *Host) openPipeline(ctx context.Context, pc PipelineConfig, bs *books) (
 			return nil, fmt.Errorf("move cursor of held queue of %s: %w", pc.Name, err)
 		}
 	}
+	m := newMemo(h.state, pc.Name)
 	p := &pipeline{cfg: pc, h: h, log: log, held: held, byHandle: map[uint32]string{},
-		commit: newCommitter(h, log, held, b),
-		in:     make(chan item, h.cfg.MemoryRecords), room: semaphore.NewWeighted(int64(h.cfg.MemoryRecords)),
+		commit: newCommitter(h, log, held, m, b), chain: &chain{host: h.cfg.Sandbox, log: log, bypass: pc.Bypass, memo: m,
+			outputs: map[string]uint32{}, changed: make(chan struct{}, 1)},
+		in: make(chan item, h.cfg.MemoryRecords), room: semaphore.NewWeighted(int64(h.cfg.MemoryRecords)),
 		effects: make(chan *effect, 8), stopped: make(chan struct{}),
 		seq: b.Seq, heldLeft: held.Stat().WaitingRecords, state: control.PipelineRunning}
+	p.probing = p.heldLeft > 0
 	p.openChain(ctx)
 	return p, nil
 }
@@ -118,7 +123,7 @@ func catchUp(ctx context.Context, held *spool.Queue, head uint64) error {
 // openChain loads the active revisions. One that cannot be loaded leaves its
 // stage empty and the reason in the log and the status.
 func (p *pipeline) openChain(ctx context.Context) {
-	c := &chain{host: p.h.cfg.Sandbox, log: p.log, bypass: p.cfg.Bypass, outputs: map[string]uint32{}, changed: make(chan struct{}, 1)}
+	c := p.chain
 	for _, name := range sortedKeys(p.cfg.Outputs) {
 		handle := uint32(len(c.outputs) + 1)
 		c.outputs[name] = handle
@@ -140,7 +145,7 @@ func (p *pipeline) openChain(ctx context.Context) {
 			p.log.Error("module cannot be loaded; upload it again or roll back", "module", mc.Name, "error", err)
 		}
 	}
-	p.chain = c
+	p.schedule(time.Now())
 }
 
 // emit returns the Emit of one source.
@@ -188,10 +193,12 @@ func (p *pipeline) run(ctx context.Context) {
 func (p *pipeline) loop(ctx context.Context) {
 	// Modules have limits of their own; a stop must not look like their fault.
 	work := context.WithoutCancel(ctx)
+	first := true // what is loaded at the start is the revision of before
 	for {
-		if p.chain.apply(work) {
+		if swapped := p.chain.apply(work); swapped && !first {
 			p.mended()
 		}
+		first = false
 		if name := p.chain.missing(); name != "" {
 			p.setState(control.PipelineWaiting, "module "+name+" is not uploaded: edgehost module push FILE --name "+name)
 			select {
@@ -217,6 +224,7 @@ func (p *pipeline) loop(ctx context.Context) {
 		}
 		if p.heldLeft == 0 {
 			p.setState(control.PipelineRunning, "")
+			p.tickDue(work, time.Now())
 		}
 		if !p.next(ctx, work) {
 			p.lastInput(work)
@@ -225,20 +233,20 @@ func (p *pipeline) loop(ctx context.Context) {
 	}
 }
 
-// next waits for whatever comes first: input, a new revision, the time to try a
-// held pipeline again, the end.
+// next waits for whatever comes first: input, a new revision, the time of a tick
+// or of another try of a held pipeline, the end.
 func (p *pipeline) next(ctx, work context.Context) (more bool) {
-	var retry <-chan time.Time
-	if p.heldLeft > 0 {
-		t := time.NewTimer(time.Until(p.retryAt))
+	var alarm <-chan time.Time
+	if at := p.wakeAt(); !at.IsZero() {
+		t := time.NewTimer(time.Until(at))
 		defer t.Stop()
-		retry = t.C
+		alarm = t.C
 	}
 	select {
 	case it := <-p.in:
 		p.take(work, it)
 	case <-p.chain.changed:
-	case <-retry:
+	case <-alarm:
 	case <-ctx.Done():
 		return false
 	}
@@ -276,7 +284,7 @@ func (p *pipeline) take(ctx context.Context, it item) {
 	e := &effect{seq: p.seq, source: it.source, resume: it.batch.Resume, done: it.done}
 	e.counts.Read = uint64(len(b.Records))
 	if p.heldLeft == 0 {
-		out, err := p.transform(ctx, b)
+		out, err := p.transform(ctx, b, it.source)
 		if err == nil {
 			p.fill(e, b, out, it.source)
 			p.effects <- e
@@ -305,21 +313,40 @@ func (p *pipeline) fill(e *effect, b *abi.Batch, out passed, source string) {
 		e.outputs = append(e.outputs, output{destination: p.destination(source, r.handle), id: id, record: r.rec})
 	}
 	e.counts.Emitted = uint64(len(out.rows))
+	e.kv = p.chain.memo.accept(e.seq)
+	for _, m := range out.metrics {
+		m.st.observe(m.Metric)
+	}
+	p.fillMade(e, out.made, len(b.Records))
 	for i := range b.Records {
 		rej, rejected := out.rejects[i]
 		switch {
 		case rejected:
-			e.counts.Rejected++
-			e.letters = append(e.letters, p.letter(e.seq, i, &b.Records[i], rej))
-			if e.rejects == nil {
-				e.rejects = map[string]uint64{}
-			}
-			e.rejects[rej.reason]++
+			p.reject(e, i, &b.Records[i], rej)
 		case produced[i]:
 			e.counts.Transformed++
 		default:
 			e.counts.Filtered++
 		}
+	}
+}
+
+// reject adds a dead letter to an effect.
+func (p *pipeline) reject(e *effect, index int, r *abi.Record, why rejection) {
+	e.counts.Rejected++
+	e.letters = append(e.letters, p.letter(e.seq, index, r, why))
+	if e.rejects == nil {
+		e.rejects = map[string]uint64{}
+	}
+	e.rejects[why.reason]++
+}
+
+// fillMade dead-letters records that a tick made and a later module rejected.
+// They were nobody's input, so the ledger counts them as read here.
+func (p *pipeline) fillMade(e *effect, made []madeRejection, from int) {
+	for i := range made {
+		e.counts.Read++
+		p.reject(e, from+i, &made[i].rec, made[i].rejection)
 	}
 }
 

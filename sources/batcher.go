@@ -23,6 +23,7 @@ type Batcher struct {
 	wait  time.Duration
 	recs  []abi.Record
 	timer *time.Timer
+	due   time.Time
 }
 
 // NewBatcher makes a Batcher of at most max records (0: BatchRecords) that
@@ -40,26 +41,27 @@ func NewBatcher(max int, wait time.Duration) *Batcher {
 // Add appends r and reports whether the batch is full.
 func (b *Batcher) Add(r abi.Record) (full bool) {
 	if len(b.recs) == 0 {
-		b.start(b.wait)
+		b.start(time.Now().Add(b.wait))
 	}
 	b.recs = append(b.recs, r)
 	return len(b.recs) >= b.max
 }
 
 // Hurry makes the batch due at most wait from now: for a record that must not
-// wait as long as its neighbours.
+// wait as long as its neighbours. It never puts the batch off.
 func (b *Batcher) Hurry(wait time.Duration) {
-	if len(b.recs) > 0 && wait < b.wait {
-		b.start(wait)
+	if due := time.Now().Add(wait); len(b.recs) > 0 && due.Before(b.due) {
+		b.start(due)
 	}
 }
 
-func (b *Batcher) start(wait time.Duration) {
+func (b *Batcher) start(due time.Time) {
+	b.due = due
 	if b.timer == nil {
-		b.timer = time.NewTimer(wait)
+		b.timer = time.NewTimer(time.Until(due))
 		return
 	}
-	b.timer.Reset(wait)
+	b.timer.Reset(time.Until(due))
 }
 
 // Len is the number of records that wait.

@@ -52,8 +52,11 @@ func TestBatcherHurry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := NewBatcher(0, 0)
 		start := time.Now()
-		b.Add(abi.Record{})
-		b.Hurry(5 * time.Millisecond)
+		for range 3 { // each record hurries, none puts the batch off
+			b.Add(abi.Record{})
+			b.Hurry(5 * time.Millisecond)
+			<-time.After(time.Millisecond)
+		}
 		<-b.Due()
 		if took := time.Since(start); took != 5*time.Millisecond {
 			t.Errorf("due after %v, want 5 ms", took)

@@ -2,6 +2,7 @@ package spool
 
 import (
 	"bytes"
+	"errors"
 	"flag"
 	"fmt"
 	"math/rand/v2"
@@ -252,5 +253,41 @@ func (c *crasher) checkRead(head uint64) {
 	}
 	for base, f := range want {
 		c.t.Errorf("lost: frame at %d of %v, %d records; head %d", base, f.Owner, f.Count, head)
+	}
+}
+
+// TestCrashWhileOpening: a crash at any step of making a spool, its key and its
+// stores leaves something that opens again.
+func TestCrashWhileOpening(t *testing.T) {
+	mem := vfs.NewCrashableMem()
+	rng := rand.New(rand.NewPCG(1, 2))
+	var mu sync.Mutex
+	var clones []*vfs.MemFS
+	steps := vfs.WithLogging(mem, func(string, ...any) {
+		mu.Lock()
+		defer mu.Unlock()
+		clones = append(clones, mem.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: len(clones) % 2 * 50, RNG: rng}))
+	})
+	make := func(fs vfs.FS) error {
+		s, err := Open(Options{Dir: "/state/spool", FS: fs, Logger: quiet()})
+		if err != nil {
+			return err
+		}
+		keep := func(Owner) bool { return true }
+		_, errQ := s.Queue("q", keep)
+		_, errS := s.State("host")
+		_, errD := s.DeadLetters(keep)
+		return errors.Join(errQ, errS, errD, s.Close())
+	}
+	if err := make(steps); err != nil {
+		t.Fatal(err)
+	}
+	if len(clones) < 50 {
+		t.Fatalf("only %d steps", len(clones))
+	}
+	for i, fs := range clones {
+		if err := make(fs); err != nil {
+			t.Errorf("crash before step %d of %d: %v", i, len(clones), err)
+		}
 	}
 }

@@ -162,7 +162,7 @@ func (s sealer) openFrame(key, value []byte) (Stored, error) {
 }
 
 func (f Frame) check() error {
-	if f.Count < 1 || f.Count >= voidBit {
+	if f.Count < 1 || uint64(f.Count) >= voidBit {
 		return fmt.Errorf("append frame: count is %d, it must be 1 to 2^31-1", f.Count)
 	}
 	if len(f.Payload) > maxPayload {

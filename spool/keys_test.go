@@ -133,6 +133,29 @@ func TestGeneratedKey(t *testing.T) {
 	}
 }
 
+func TestOpenKeyFileIsComplainedOf(t *testing.T) {
+	keyFile := filepath.Join(t.TempDir(), "key")
+	if err := os.WriteFile(keyFile, []byte(newKey()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for mode, want := range map[os.FileMode]bool{0o600: false, 0o400: false, 0o644: true} {
+		if err := os.Chmod(keyFile, mode); err != nil {
+			t.Fatal(err)
+		}
+		var out bytes.Buffer
+		s, err := Open(Options{Dir: filepath.Join(t.TempDir(), "spool"), Logger: textLog(&out), Keys: KeyConfig{KeyFile: keyFile}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Contains(out.String(), "chmod 600"); got != want {
+			t.Fatalf("mode %s: %s", mode, out.String())
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestPassphrase(t *testing.T) {
 	b := newBed(t, nil)
 	o := Options{Dir: filepath.Join(t.TempDir(), "spool"), Logger: quiet(), Keys: KeyConfig{PassphraseEnv: "P"}}

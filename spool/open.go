@@ -104,7 +104,7 @@ func (q *Queue) openData(known bool) (*pebble.DB, error) {
 	if !errors.Is(err, ErrDamaged) {
 		return nil, fmt.Errorf("open frames: %w", err)
 	}
-	aside, errMove := q.moveAside(data)
+	aside, errMove := q.s.moveAside(q.dir)
 	if errMove != nil {
 		return nil, fmt.Errorf("move damaged queue aside: %w (damage: %w)", errMove, err)
 	}
@@ -167,7 +167,7 @@ func (q *Queue) inspectChain(db *pebble.DB, names []string) error {
 	if err != nil {
 		return asDamage(err)
 	}
-	defer it.Close()
+	defer func() { _ = it.Close() }()
 	at := q.pos.head
 	for at < q.pos.tail {
 		if end := spans.end(at); end > at {
@@ -237,21 +237,21 @@ func tableSpans(db *pebble.DB) (spans, map[string]bool, error) {
 	return all, used, nil
 }
 
-// moveAside puts the damaged store, with copies of the side files that are
-// needed to open what is left of it, into the quarantine. The queue keeps its
-// identity and cursor, so that its numbers and counters go on.
-func (q *Queue) moveAside(data string) (string, error) {
-	d := q.s.disk
-	name := fmt.Sprintf("%s-%s", time.Now().UTC().Format("20060102T150405.000000Z"), d.PathBase(q.dir))
-	aside := d.PathJoin(q.s.dir, quarantineDir, name)
-	if err := d.mkdir(d.PathJoin(q.s.dir, quarantineDir)); err != nil {
+// moveAside puts the damaged Pebble of the store in dir, with copies of the side
+// files that are needed to open what is left of it, into the quarantine. The
+// store keeps its identity and cursor, so that its numbers and counters go on.
+func (s *Spool) moveAside(dir string) (string, error) {
+	d := s.disk
+	name := fmt.Sprintf("%s-%s", time.Now().UTC().Format("20060102T150405.000000Z"), d.PathBase(dir))
+	aside := d.PathJoin(s.dir, quarantineDir, name)
+	if err := d.mkdir(d.PathJoin(s.dir, quarantineDir)); err != nil {
 		return "", err
 	}
 	if err := d.mkdir(aside); err != nil {
 		return "", err
 	}
 	for _, side := range []string{identityName, cursorName} {
-		text, err := d.readFile(d.PathJoin(q.dir, side))
+		text, err := d.readFile(d.PathJoin(dir, side))
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
@@ -262,10 +262,10 @@ func (q *Queue) moveAside(data string) (string, error) {
 			return "", err
 		}
 	}
-	if err := d.Rename(data, d.PathJoin(aside, dataName)); err != nil {
+	if err := d.Rename(d.PathJoin(dir, dataName), d.PathJoin(aside, dataName)); err != nil {
 		return "", err
 	}
-	return aside, errors.Join(d.syncDir(aside), d.syncDir(q.dir))
+	return aside, errors.Join(d.syncDir(aside), d.syncDir(dir))
 }
 
 // recover finds out what is on the disk, and voids the frames whose commit
@@ -300,7 +300,7 @@ func (q *Queue) recover(keep func(Owner) bool, known bool) error {
 // A frame is voided only when its seal proves that its owner is what it says.
 func (q *Queue) decide(keep func(Owner) bool, end uint64) error {
 	b := q.db.NewBatch()
-	defer b.Close()
+	defer func() { _ = b.Close() }()
 	var errVoid error
 	waiting, bytes, voided := uint64(0), uint64(0), uint64(0)
 	err := q.scan(q.pos.tail, end, func(e entry) bool {
@@ -374,7 +374,7 @@ func (q *Queue) bounds() (first, end uint64, err error) {
 			}
 		} else if err := it.Error(); err != nil {
 			if !pebble.IsCorruptionError(err) {
-				it.Close()
+				_ = it.Close()
 				return 0, 0, fmt.Errorf("read frames: %w", err)
 			}
 			for _, t := range all {

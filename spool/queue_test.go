@@ -83,7 +83,8 @@ func TestLinger(t *testing.T) {
 func TestAppendRefuses(t *testing.T) {
 	b := newBed(t, vfs.NewMem())
 	q := b.queue("q")
-	for _, f := range []Frame{{Count: 0}, {Count: -1}, {Count: 1 << 31}, {Count: 1, Payload: make([]byte, maxPayload+1)}} {
+	tooMany := int64(voidBit)
+	for _, f := range []Frame{{Count: 0}, {Count: -1}, {Count: int(tooMany)}, {Count: 1, Payload: make([]byte, maxPayload+1)}} {
 		var got error
 		q.Append(f, func(_ uint64, err error) { got = err })
 		if got == nil {
@@ -394,6 +395,46 @@ func TestTrim(t *testing.T) {
 	if st := q.Stat(); st.Oldest != 4 || st.Next != 4 || st.Head != 4 {
 		t.Fatalf("%+v", st)
 	}
+}
+
+// TestReplayBesideTrim: a reader behind the head takes trimmed frames for
+// trimmed, not for lost.
+func TestReplayBesideTrim(t *testing.T) {
+	b := newBed(t, vfs.NewMem())
+	b.o.WindowRecords = 1
+	b.reopen()
+	q := b.queue("q")
+	q.keep.step = 1
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			r := q.Reader(0)
+			for range 3 {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if _, wake, err := r.try(); wake == nil && err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		}
+	})
+	for seq := range uint64(1500) {
+		add(t, q, frame(alice, seq, 1, "x"))
+		q.Commit(alice, seq)
+		if err := q.Advance(seq+1, Settled{Delivered: 1}); err != nil {
+			t.Fatal(err)
+		}
+		if seq%3 == 0 {
+			q.tick(time.Now())
+		}
+	}
+	close(stop)
+	wg.Wait()
 }
 
 func TestRetain(t *testing.T) {

@@ -190,7 +190,7 @@ func (q *Queue) scan(from, to uint64, fn func(entry) bool) error {
 	q.using.RLock()
 	defer q.using.RUnlock()
 	q.mu.Lock()
-	head, closed := q.pos.head, q.closed
+	closed := q.closed
 	q.mu.Unlock()
 	if closed {
 		return ErrClosed
@@ -199,6 +199,8 @@ func (q *Queue) scan(from, to uint64, fn func(entry) bool) error {
 	if err != nil {
 		return fmt.Errorf("read queue: %w", err)
 	}
+	// After the iterator: what a trim had taken before it lies below this head.
+	head := q.Head()
 	w := walk{q: q, it: it, at: from, to: to, fn: fn}
 	err = w.run(head)
 	if errClose := it.Close(); err == nil && errClose != nil && !pebble.IsCorruptionError(errClose) {

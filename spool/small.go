@@ -73,7 +73,7 @@ func (s *Spool) openSmallFiles(name, dir string) (*smallStore, error) {
 		}
 	}
 	st := &smallStore{seal: sealer{uuid: uuid}}
-	if st.db, err = pebble.Open(data, s.pebbleOptions(name)); err != nil {
+	if st.db, err = s.openOrMake(name, dir, err == nil); err != nil {
 		return nil, err
 	}
 	if st.commits, err = readCommits(st.db); err == nil {
@@ -84,6 +84,27 @@ func (s *Spool) openSmallFiles(name, dir string) (*smallStore, error) {
 		return nil, errors.Join(err, st.db.Close())
 	}
 	return st, nil
+}
+
+// openOrMake opens the Pebble of the store in dir. A crash while Pebble made it
+// can leave one that does not open; made is false as long as the side file, which
+// comes last, is not there, and then it is moved aside for a new one.
+func (s *Spool) openOrMake(name, dir string, made bool) (*pebble.DB, error) {
+	data := s.disk.PathJoin(dir, dataName)
+	db, err := pebble.Open(data, s.pebbleOptions(name))
+	if err == nil {
+		return db, nil
+	}
+	err = asDamage(err)
+	if made || !errors.Is(err, ErrDamaged) {
+		return nil, err
+	}
+	aside, errMove := s.moveAside(dir)
+	if errMove != nil {
+		return nil, fmt.Errorf("move damaged store aside: %w (damage: %w)", errMove, err)
+	}
+	s.log.Error("spool store was not finished when the host stopped; it starts empty", "store", name, "old_files", aside, "error", err)
+	return pebble.Open(data, s.pebbleOptions(name))
 }
 
 func (s *Spool) smallIdentity(dir string, hasData bool) ([16]byte, error) {
@@ -131,7 +152,7 @@ func readCommits(db *pebble.DB) (uint64, error) {
 	if err != nil {
 		return 0, fmt.Errorf("read commit counter: %w", err)
 	}
-	defer closer.Close()
+	defer func() { _ = closer.Close() }()
 	if len(stored) != 8 {
 		return 0, fmt.Errorf("%w: commit counter", ErrDamaged)
 	}
@@ -165,7 +186,7 @@ func (st *smallStore) commit(b *pebble.Batch) error {
 
 func (st *smallStore) commitGroup(group []*commitCall) error {
 	all := st.db.NewBatch()
-	defer all.Close()
+	defer func() { _ = all.Close() }()
 	for _, c := range group {
 		if err := all.Apply(c.b, nil); err != nil {
 			return err

@@ -17,6 +17,7 @@
 package spool
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -201,7 +202,7 @@ func Open(o Options) (*Spool, error) {
 		return nil, fmt.Errorf("open spool: %w", err)
 	}
 	if err := s.openKeys(); err != nil {
-		s.lock.Close()
+		_ = s.lock.Close()
 		return nil, fmt.Errorf("open spool: %w", err)
 	}
 	s.cache = pebble.NewCache(cacheSize)
@@ -214,12 +215,25 @@ func (s *Spool) openKeys() error {
 	if err != nil {
 		return err
 	}
+	s.warnOpenKey()
 	for purpose, key := range map[string]*[]byte{"cursor": &s.cursorKey, "identity": &s.identityKey, "names": &s.nameKey} {
 		if *key, err = s.keys.derive(purpose); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// warnOpenKey complains of a key file that others can read. It is no error,
+// because mounted secrets often come that way.
+func (s *Spool) warnOpenKey() {
+	path := cmp.Or(s.o.Keys.KeyFile, s.generated)
+	if !s.disk.real || path == "" {
+		return
+	}
+	if info, err := os.Stat(path); err == nil && info.Mode().Perm()&0o077 != 0 {
+		s.log.Warn("others may read the spool's key file; run `chmod 600` on it", "file", path, "mode", info.Mode().Perm().String())
+	}
 }
 
 // GeneratedKey returns the path of the key file when the key lies beside the
@@ -308,6 +322,9 @@ func (s *Spool) Usage() (Usage, error) {
 		QuarantineBytes: s.disk.size(s.disk.PathJoin(s.dir, quarantineDir)),
 	}
 	free, err := s.disk.GetDiskUsage(s.dir)
+	if errors.Is(err, vfs.ErrUnsupported) {
+		return u, nil
+	}
 	if err != nil {
 		return u, fmt.Errorf("ask for free space: %w", err)
 	}

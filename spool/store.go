@@ -99,7 +99,6 @@ func (w *watch) listener() *pebble.EventListener {
 		WriteStallBegin: func(info pebble.WriteStallBeginInfo) {
 			w.say("stall", "spool writes wait for the disk", "reason", info.Reason)
 		},
-		DiskSlow: func(info pebble.DiskSlowInfo) { w.say("slow", "spool disk is slow", "detail", info.String()) },
 	}
 	l.EnsureDefaults(nil)
 	return l

@@ -344,7 +344,7 @@ func TestLayoutVectors(t *testing.T) {
 				v, _ := r.Attr(a.Key)
 				got.Attrs = append(got.Attrs, abi.Attr{Key: a.Key, Value: v})
 			}
-			if !reflect.DeepEqual(abi.AppendRecord(nil, &got), abi.AppendRecord(nil, &want)) || r.row.attrs.n != uint32(len(want.Attrs)) {
+			if !reflect.DeepEqual(abi.AppendRecord(nil, &got), abi.AppendRecord(nil, &want)) || r.row().attrs.n != uint32(len(want.Attrs)) {
 				t.Errorf("%s, record %d: %+v, want %+v", v.Name, n, got, want)
 			}
 			n++

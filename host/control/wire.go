@@ -133,6 +133,11 @@ type ModuleInUse struct {
 	Fuel    uint64  `json:"fuel"`       // fuel burnt, summed
 	Memory  uint64  `json:"memory"`     // linear memory now, in bytes
 	Last    string  `json:"last_fault"` // words of the last fault, "" if none
+	// FaultsByClass counts faults by class; Counters and Gauges are the metrics of
+	// the module's own.
+	FaultsByClass map[string]uint64  `json:"faults_by_class,omitempty"`
+	Counters      map[string]float64 `json:"counters,omitempty"`
+	Gauges        map[string]float64 `json:"gauges,omitempty"`
 }
 
 // The states of a destination.

@@ -45,7 +45,7 @@ func instrument(wasm []byte, l Limits) ([]byte, *meter.Info, error) {
 // call is the state of the call that an instance is in.
 type call struct {
 	ctx      context.Context
-	deadline time.Time
+	deadline time.Time // zero until the clock is looked at: short calls do not need it
 	allowed  time.Duration
 	budget   int64 // units of fuel for the whole call
 	used     int64 // units of slices that are used up
@@ -62,7 +62,11 @@ func (c *call) check() {
 	if c.ctx.Err() != nil {
 		panic(errHost)
 	}
-	if !time.Now().Before(c.deadline) {
+	now := time.Now()
+	if c.deadline.IsZero() { // less than a slice of fuel after the call began
+		c.deadline = now.Add(c.allowed)
+	}
+	if !now.Before(c.deadline) {
 		panic(&abort{ClassDeadline, c.deadlineMessage()})
 	}
 }
@@ -84,7 +88,7 @@ func (i *Instance) slice() int64 {
 
 // arm gives the module a call's fuel, depth and time.
 func (i *Instance) arm(ctx context.Context, allowed time.Duration, budget int64) {
-	i.call = call{ctx: ctx, deadline: time.Now().Add(allowed), allowed: allowed, budget: budget}
+	i.call = call{ctx: ctx, allowed: allowed, budget: budget}
 	i.setMeters()
 }
 

@@ -63,7 +63,7 @@ func New(cfg Config) (*Host, error) {
 	h.runtime = wazero.NewRuntimeWithConfig(ctx, rc)
 	for _, build := range []func(context.Context, wazero.Runtime) error{exportEdgehost, exportWASI, exportYield} {
 		if err := build(ctx, h.runtime); err != nil {
-			h.Close()
+			_ = h.Close()
 			return nil, fmt.Errorf("export host functions: %w", err)
 		}
 	}

@@ -7,7 +7,11 @@
 //           ends in "drop" fall
 //   BROKEN  always traps
 //   LOOP    never returns
+//   REJECT  rejects every record
 //   STAMP   writes the number STAMP into every value
+//   COUNT   numbers the records of each source over all batches, by a number that
+//           it remembers; a tick emits that number at the address "count"; traps
+//           at an address that ends in "trap" after it wrote
 //   ROUTE   sends records whose integer value is a multiple of ten to the output
 //           "second"
 #include <stdint.h>
@@ -49,7 +53,7 @@ EXPORT("edgehost_alloc") uint32_t alloc(uint32_t size) {
   return base;
 }
 
-static inline int ends(ref r, const char *s, uint32_t n) {
+__attribute__((unused)) static int ends(ref r, const char *s, uint32_t n) {
   if (r.len < n) return 0;
   for (uint32_t i = 0; i < n; i++)
     if (AT(char, r.ptr)[r.len - n + i] != s[i]) return 0;
@@ -67,9 +71,37 @@ EXPORT("edgehost_init") int32_t init(void) {
 }
 #endif
 
+#ifdef COUNT
+#define IMPORT(name) __attribute__((import_module("edgehost"), import_name(name)))
+IMPORT("kv_get") int32_t kv_get(const char *key, uint32_t n, void *buf, uint32_t limit);
+IMPORT("kv_set") int32_t kv_set(const char *key, uint32_t n, const void *value, uint32_t m, int64_t ttl_ms);
+IMPORT("metric") int32_t metric(uint32_t kind, const char *name, uint32_t n);
+IMPORT("metric_add") int32_t metric_add(int32_t id, double v);
+static int64_t remembered(void) {
+  int64_t n = 0;
+  return kv_get("n", 1, &n, sizeof n) == sizeof n ? n : 0;
+}
+static row made;
+EXPORT("edgehost_tick") int32_t tick(uint32_t batch) {
+  header *h = AT(header, batch);
+  made = (row){.event_time = h->time_us, .ingest_time = h->time_us, .address = TEXT("count"), .index = 0xFFFFFFFF, .kind = 2};
+  made.value.i64 = remembered();
+  h->out_rows = (uint32_t)(uintptr_t)&made;
+  h->n_out = 1;
+  return 0;
+}
+#endif
+
 EXPORT("edgehost_process") int32_t process(uint32_t batch) {
   header *h = AT(header, batch);
   uint32_t out = 0;
+#ifdef COUNT
+  static int32_t seen = -1;
+  if (seen < 0) seen = metric(0, "seen", 4);
+  metric_add(seen, h->n_rows);
+  int64_t n = remembered(), last = n + h->n_rows;
+  kv_set("n", 1, &last, sizeof last, 0);
+#endif
   for (uint32_t i = 0; i < h->n_rows; i++) {
     row *r = AT(row, h->rows + i * h->row_size);
 #ifdef BROKEN
@@ -77,6 +109,9 @@ EXPORT("edgehost_process") int32_t process(uint32_t batch) {
 #endif
 #ifdef LOOP
     for (volatile int x = 0;; x++) {}
+#endif
+#ifdef COUNT
+    if (ENDS(r->address, "trap")) __builtin_trap();
 #endif
 #ifdef POISON
     if (ENDS(r->address, "trap")) __builtin_trap();
@@ -92,6 +127,13 @@ EXPORT("edgehost_process") int32_t process(uint32_t batch) {
       o->disposition = 1;
       o->reason = TEXT("not wanted here");
     }
+#endif
+#ifdef REJECT
+    o->disposition = 1;
+    o->reason = TEXT("no");
+#endif
+#ifdef COUNT
+    o->value.i64 = ++n;
 #endif
 #ifdef STAMP
     o->value.f64 = STAMP;

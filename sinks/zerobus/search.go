@@ -31,12 +31,8 @@ type search struct {
 	waiting  *time.Timer
 }
 
-const (
-	// maxRun is how many rows in a row may be refused before the table is at fault.
-	maxRun = 16
-	// defaultNeighbourWait is Options.NeighbourWait when that is 0.
-	defaultNeighbourWait = 5 * time.Second
-)
+// defaultNeighbourWait is Options.NeighbourWait when that is 0.
+const defaultNeighbourWait = 5 * time.Second
 
 // item is one record in the window: its row, or why it has none.
 type item struct {
@@ -304,7 +300,7 @@ func (c *search) emit(seq uint64, more []sinks.Refusal) error {
 func (c *search) refuse(it item, err error) error {
 	words := c.words(err)
 	c.run++
-	if c.run > maxRun {
+	if c.run > maxRefusedAnHour {
 		return c.hold(fmt.Errorf("%d rows in a row were refused by %s, which looks like the table rather than the rows (compare its columns with the schema in use): %s", c.run, c.stream.sink.table, words))
 	}
 	refusal := sinks.Refusal{Seq: it.seq, Reason: sinks.ReasonRejectedPermanent, Err: sinks.Permanent(fmt.Errorf("row refused by %s: %s", c.stream.sink.table, words))}

@@ -32,12 +32,13 @@ type Options struct {
 	// its error holds the destination as schema_unknown. Fixed returns one that
 	// never changes.
 	Schema func(ctx context.Context) (Schema, error)
-	// Credentials returns the service principal's id and secret. It is called for
-	// every token, so that a rotated secret is used without a restart. Its error
-	// holds the destination as auth_failed.
+	// Credentials returns the service principal's id and secret. It is called at
+	// every attempt to open a stream, so that a rotated secret is used without a
+	// restart. Its error holds the destination as auth_failed.
 	Credentials func() (id, secret string, err error)
 	// BatchRecords is the most rows in one request, processing.batch.max_size;
-	// 0 is 100.
+	// 0 is 100. Send never waits for a request to fill up: max_wait_seconds is the
+	// business of whoever gathers the records.
 	BatchRecords int
 	// WindowBytes bounds the encoded rows that wait for their acks; 0 is 32 MiB.
 	WindowBytes int64

@@ -190,8 +190,10 @@ func requestKey(req *http.Request) ([sha256.Size]byte, error) {
 		if err != nil {
 			return [sha256.Size]byte{}, fmt.Errorf("read token request: %w", err)
 		}
-		defer body.Close()
 		if _, err := io.Copy(h, body); err != nil {
+			return [sha256.Size]byte{}, fmt.Errorf("read token request: %w", err)
+		}
+		if err := body.Close(); err != nil {
 			return [sha256.Size]byte{}, fmt.Errorf("read token request: %w", err)
 		}
 	}

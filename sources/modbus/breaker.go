@@ -20,11 +20,11 @@ const (
 	unitProbe // down, but one request is due
 )
 
-func (u *unit) state(now time.Time) unitState {
+func (u *unit) state() unitState {
 	switch {
 	case u.until.IsZero():
 		return unitUp
-	case now.Before(u.until):
+	case time.Until(u.until) > 0:
 		return unitDown
 	}
 	return unitProbe
@@ -35,6 +35,7 @@ func (b *bus) unit(slave uint8) *unit {
 	if u == nil {
 		u = &unit{}
 		b.units[slave] = u
+		b.firstDoubt(slave, u)
 	}
 	return u
 }

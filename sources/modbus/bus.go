@@ -1,8 +1,10 @@
 package modbus
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -40,7 +42,7 @@ func (bs *Buses) join(s settings, m *member) error {
 	defer bs.mu.Unlock()
 	b := bs.open[s.key()]
 	if b == nil {
-		b = &bus{settings: s, buses: bs, log: bs.log.With("endpoint", s.key()), wake: make(chan struct{}, 1), units: map[uint8]*unit{}}
+		b = &bus{rtu: s.rtu(), settings: s, buses: bs, log: bs.log.With("endpoint", s.key()), wake: make(chan struct{}, 1), units: map[uint8]*unit{}}
 		bs.open[s.key()] = b
 		bs.wg.Go(b.run)
 	}
@@ -83,10 +85,25 @@ type member struct {
 	retries int
 	breaker BreakerConfig
 	groups  []*pollGroup
-	results chan result // waiting slots for each group: the bus never waits for a source
-	down    chan error  // one slot: the connection cannot be opened
+	box     *box       // at most waiting results of each group: the bus never waits for a source
+	down    chan error // one slot: the connection cannot be opened
 	bus     *bus
 	left    atomic.Bool // it is off the bus
+	tally   tally       // bus only
+}
+
+// tally is what was counted since it was settled: counting in the status costs
+// too much for every poll of a bus that is never idle.
+type tally struct {
+	polls, requests int
+	spent           time.Duration
+}
+
+func (m *member) settle() {
+	m.status.Add(MetricPolls, float64(m.tally.polls))
+	m.status.Add(MetricRequests, float64(m.tally.requests))
+	m.status.Add(MetricPollSeconds, m.tally.spent.Seconds())
+	m.tally = tally{}
 }
 
 // waiting is how many results of a group may wait to be emitted: one that the
@@ -98,17 +115,36 @@ type pollGroup struct {
 	group
 	next   time.Time    // bus only
 	queued atomic.Int32 // results that are not emitted yet, at most waiting
+	boxed  atomic.Bool  // one of them lies in the box
 	memory *memory
 
 	// The plan, made anew when memory has changed; bus only.
-	plan    [][]int
+	plan    []run
 	planned int // version of memory that plan is made of, -1: none
 }
 
+// run is one request: the points that it reads, and where they lie.
+type run struct {
+	points []int
+	start  uint16
+	count  int
+	quiet  *quiet // nil: every reply is looked at
+}
+
+func newRun(points []Point, list []int) run {
+	start, count := span(points, list)
+	return run{list, start, count, nil}
+}
+
 // runs returns the requests of the group's next poll.
-func (g *pollGroup) runs(l limits, points []Point) [][]int {
+func (g *pollGroup) runs(l limits, points []Point) []run {
 	if v := g.memory.current(); v != g.planned {
-		g.plan, g.planned = l.runs(points, g.points, g.memory), v
+		g.plan, g.planned = nil, v
+		for _, list := range l.runs(points, g.points, g.memory) {
+			r := newRun(points, list)
+			r.quiet = newQuiet(points, list)
+			g.plan = append(g.plan, r)
+		}
 	}
 	return g.plan
 }
@@ -126,12 +162,14 @@ type block struct {
 	data   data
 	at     time.Time // midpoint of request and reply; of an error: when it was known
 	err    error
+	quiet  *quiet // of the request; nil: it is not of the plan, or must be looked at
 }
 
 // bus is one connection and the goroutine that owns it: run sleeps until the
-// earliest group is due, polls it, and hands the result to its member.
+// earliest group is due, polls it, and puts the result into its member's box.
 type bus struct {
 	buses *Buses
+	rtu   bool // replies carry no transaction number
 	log   *slog.Logger
 	wake  chan struct{}
 
@@ -146,6 +184,7 @@ type bus struct {
 	quietUntil time.Time
 	lastEnd    time.Time // of the last request
 	units      map[uint8]*unit
+	unheard    []*member // whose boxes got something and who were not woken since
 }
 
 func (b *bus) poke() {
@@ -164,12 +203,27 @@ func (b *bus) run() {
 			}
 			continue
 		}
-		if wait := time.Until(g.next); wait > 0 {
+		now := time.Now()
+		if wait := g.next.Sub(now); wait > 0 {
+			b.knockAll()
 			b.sleep(wait)
 			continue
 		}
-		b.tick(m, g)
+		if g.boxed.Load() {
+			b.knockAll()
+		}
+		b.tick(m, g, now)
 	}
+}
+
+// knockAll wakes the members whose results wait in their boxes, and settles their
+// tallies.
+func (b *bus) knockAll() {
+	for _, m := range b.unheard {
+		m.settle()
+		m.box.knock()
+	}
+	b.unheard = b.unheard[:0]
 }
 
 // earliest returns the group with the earliest deadline, so that no group
@@ -231,8 +285,7 @@ func (b *bus) retire() bool {
 // tick polls g once. Deadlines are multiples of the interval from the start: a
 // poll that is late by less than an interval is made, ticks that have passed
 // altogether are counted and skipped, and nothing drifts.
-func (b *bus) tick(m *member, g *pollGroup) {
-	now := time.Now()
+func (b *bus) tick(m *member, g *pollGroup, now time.Time) {
 	if g.next.IsZero() {
 		g.next = now
 	}
@@ -246,18 +299,41 @@ func (b *bus) tick(m *member, g *pollGroup) {
 		m.status.Add(MetricBackpressure, 1)
 		return
 	}
-	p := poller{bus: b, member: m, group: g, budget: splitsPerPoll}
-	switch err := p.poll(); {
-	case err == errLeft:
-		return
-	case err != nil:
-		b.fail(err)
+	p := poller{bus: b, member: m, group: g, begin: now, budget: splitsPerPoll}
+	err := b.guard(&p)
+	if errors.Is(err, errLeft) {
 		return
 	}
-	m.status.Add(MetricPolls, 1)
-	m.status.Add(MetricPollSeconds, time.Since(now).Seconds())
-	g.queued.Add(1)
-	m.results <- result{g, p.out}
+	took := time.Since(now)
+	m.tally.polls++
+	m.tally.requests += p.requests
+	m.tally.spent += took
+	if err != nil || took >= gatherTime {
+		m.settle()
+	}
+	if len(p.out) > 0 {
+		g.queued.Add(1)
+		m.box.put(result{g, p.out})
+		if !slices.Contains(b.unheard, m) {
+			b.unheard = append(b.unheard, m)
+		}
+	}
+	if err != nil {
+		b.fail(err)
+	}
+}
+
+// guard makes an error of a panic: the bus's goroutine has no supervisor of its
+// own, and one source's fault must not end the process.
+func (b *bus) guard(poll *poller) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			b.log.Error("modbus poll panicked", "panic", p, "stack", string(debug.Stack()))
+			b.hangUp()
+			err = fmt.Errorf("poll panicked: %v", p)
+		}
+	}()
+	return poll.poll()
 }
 
 // fail tells every member that the connection cannot be opened, and takes them
@@ -300,7 +376,7 @@ func (b *bus) connect() error {
 func (b *bus) drop(err error) {
 	b.log.Debug("modbus connection closed", "err", err)
 	b.hangUp()
-	if b.conn.rtu() {
+	if b.rtu {
 		b.quietUntil = time.Now().Add(b.conn.timeout)
 	}
 }

@@ -271,11 +271,13 @@ func TestExceptionKeepsTheConnection(t *testing.T) {
 		line := &fakeLine{answer: func(request) (data, error) { return data{}, exception(4) }}
 		b := newBench(t, line, "modbus+rtu:///dev/ttyX", oneRegister)
 		stop := b.run(t)
+		time.Sleep(latest + 10*time.Second + 500*time.Millisecond)
+		line.forget()
 		time.Sleep(30 * time.Second)
-		stop()
-		if len(line.opened()) != 1 || b.count(MetricExceptions) != 30 && b.count(MetricExceptions) != 31 {
-			t.Errorf("opened %d times, %v exceptions", len(line.opened()), b.count(MetricExceptions))
+		if n := len(line.requests()); n != 30 || b.count(MetricReopens) != 0 {
+			t.Errorf("%d requests in 30 polls, %v reopens", n, b.count(MetricReopens))
 		}
+		stop()
 		recs := b.take()
 		if len(recs) != 2 || recs[0].Status != statusDeviceFailure {
 			t.Fatalf("got %d records, want one bad one for each point: %+v", len(recs), recs)
@@ -403,5 +405,50 @@ func TestRefusedCertificateShowsAsSuch(t *testing.T) {
 			t.Errorf("state %s: %s", s.State, s.Detail)
 		}
 		stop()
+	})
+}
+
+func TestPanicOfAPollIsAnError(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		line := &fakeLine{answer: func(request) (data, error) { panic("boom") }}
+		b := newBench(t, line, "modbus+tcp://h", oneRegister)
+		stop := b.run(t)
+		time.Sleep(500 * time.Millisecond)
+		if s := b.status.Snapshot(); s.State != sources.Reconnecting || s.Detail != "poll panicked: boom" {
+			t.Errorf("state %s: %s", s.State, s.Detail)
+		}
+		line.set(answerAfter(0), nil)
+		time.Sleep(time.Second)
+		stop()
+		if got := values(b.take()); got["1:40001"] != "0" {
+			t.Errorf("after the panic: %v", got)
+		}
+	})
+}
+
+// TestWhatWasReadBeforeTheConnectionBrokeIsDelivered lets the second of two
+// requests of a poll find the device gone.
+func TestWhatWasReadBeforeTheConnectionBrokeIsDelivered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		line := &fakeLine{}
+		line.answer = func(r request) (data, error) {
+			if r.start == 0 {
+				return numbered(r), nil
+			}
+			line.set(line.answer, errors.New("connection refused"))
+			return data{}, errUnplugged
+		}
+		b := newBench(t, line, "modbus+tcp://h", "max_gap: 0\naddressing: zero_based\nregisters: [{address: 0, register_type: holding}, {address: 9, register_type: holding}]")
+		stop := b.run(t)
+		time.Sleep(500 * time.Millisecond)
+		stop()
+		var got []string
+		for _, r := range b.take() {
+			got = append(got, r.Address+" "+show(&r))
+		}
+		want := []string{"1:holding:0 0", "1:holding:0 BadNotConnected", "1:holding:9 BadNotConnected"}
+		if d := cmp.Diff(want, got); d != "" {
+			t.Error(d)
+		}
 	})
 }

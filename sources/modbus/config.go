@@ -175,7 +175,7 @@ func (c Config) validateSource() []sources.FieldError {
 	if d := c.interval(); c.PollIntervalMS >= 0 && (d < minInterval || c.PollIntervalSeconds > maxSeconds) {
 		errs.add("poll_interval_seconds", fmt.Sprintf("%v is not between 0.001 and %d seconds", c.PollIntervalSeconds, maxSeconds))
 	}
-	errs.between("timeout_ms", c.TimeoutMS, 1, 600_000)
+	errs.between("timeout_ms", c.TimeoutMS, 1, 60_000)
 	errs.between("retries", *c.Retries, 0, 10)
 	errs.between("pause_between_requests_ms", c.PauseBetweenRequestsMS, 0, 60_000)
 	errs.between("pause_after_connect_ms", c.PauseAfterConnectMS, 0, 60_000)

@@ -195,3 +195,30 @@ func TestNewRefusesWhatDoesNotGoTogether(t *testing.T) {
 		}
 	}
 }
+
+func FuzzEndpoint(f *testing.F) {
+	for _, s := range []string{"modbus+tcp://10.0.0.1:502", "modbus+rtu:///dev/ttyUSB0", "modbus+tls://[fe80::1%25eth0]", "modbus://", "modbus+tcp://h:0x1"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, endpoint string) {
+		transport, address, err := parseEndpoint(endpoint)
+		if err == nil && (transport == "" || address == "") {
+			t.Errorf("%q: got transport %q and address %q without an error", endpoint, transport, address)
+		}
+	})
+}
+
+// TestLibraryIsSilent checks that what the library logs goes to slog: it would
+// print to standard output.
+func TestLibraryIsSilent(t *testing.T) {
+	var out bytes.Buffer
+	log := slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	l, err := dial(settings{transport: "udp", address: "127.0.0.1:9", timeout: time.Second}, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.close()
+	if _, err := l.read(1, Coil, 65535, 2); err == nil || !strings.Contains(out.String(), `msg="modbus library"`) {
+		t.Errorf("got error %v and log %q", err, out.String())
+	}
+}

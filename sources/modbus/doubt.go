@@ -58,8 +58,39 @@ func (d doubt) expire(now time.Time) {
 	}
 }
 
+// firstDoubt puts every read that the members make of a unit into doubt before
+// the first one: whoever had the line before, this process before it was killed
+// most likely, may have left one of them without its reply.
+func (b *bus) firstDoubt(slave uint8, u *unit) {
+	if !b.rtu {
+		return
+	}
+	b.buses.mu.Lock()
+	defer b.buses.mu.Unlock()
+	for _, m := range b.members {
+		for _, g := range m.groups {
+			if g.slave != slave {
+				continue
+			}
+			for _, r := range g.runs(m.limits, m.points) {
+				u.doubt.add(g.table, r.start, r.count)
+			}
+		}
+	}
+}
+
 // errOutOfStep says that a reply cannot be told from an older one.
 var errOutOfStep = errors.New("replies may be out of step after a time-out: raise timeout_ms above the device's slowest reply")
+
+func (d doubt) oldest() time.Time {
+	sent := time.Now()
+	for _, o := range d {
+		if o.sent.Before(sent) {
+			sent = o.sent
+		}
+	}
+	return sent
+}
 
 // probe returns how much to read from start on so that the reply is like none
 // that is outstanding; ok is false when every length is. It begins with the
@@ -90,9 +121,11 @@ func (p *poller) resync(u *unit, start uint16, count int) error {
 		clear(u.doubt)
 		return nil
 	case errors.As(err, &ex):
-		// An exception shows no length: it may be an older one.
+		// An exception shows no length: it may be an older one. The probe joins
+		// the doubt, and leaves it with the oldest, so that a unit that answers
+		// with nothing else is not probed for ever.
 		older, taken := u.doubt[shapeOf(p.group.table, count)]
-		u.doubt.add(p.group.table, start, n)
+		u.doubt[shapeOf(p.group.table, n)] = outstanding{start, u.doubt.oldest()}
 		if taken && older.start != start {
 			p.bus.drop(errOutOfStep)
 			return errOutOfStep

@@ -116,6 +116,12 @@ func (s *slave) send(b []byte) {
 	}
 }
 
+// sendCut sends the reply without its last bytes.
+func (s *slave) sendCut(r wireRequest, bytes int) {
+	b := s.numbers(r)
+	s.send(b[:len(b)-bytes])
+}
+
 // numbers is the reply that holds the registers' own offsets.
 func (s *slave) numbers(r wireRequest) []byte {
 	pdu := []byte{r.unit, r.fc, byte(2 * r.count)}
@@ -269,13 +275,13 @@ func lateScript(late *atomic.Int64, most int64) func(n int, r wireRequest, s *sl
 const oneBlock = `
 addressing: zero_based
 poll_interval_ms: 5
-timeout_ms: 100
+timeout_ms: 2000
 unit_breaker: {failures: 1000, retry_seconds: 0.001}
 registers: [{address: 20, count: 10, register_type: holding}]
 `
 
 // impatient is oneBlock with a short time-out.
-var impatient = strings.Replace(oneBlock, "timeout_ms: 100", "timeout_ms: 20", 1)
+var impatient = strings.Replace(oneBlock, "timeout_ms: 2000", "timeout_ms: 20", 1)
 
 // framings runs a test over both framings of the wire.
 func framings(t *testing.T, text string, script func(n int, r wireRequest, s *slave), check func(t *testing.T, b *bench, s *slave)) {
@@ -303,9 +309,9 @@ func damage(harm func(r wireRequest, s *slave)) func(n int, r wireRequest, s *sl
 
 func TestDamagedRepliesGiveNoWrongValue(t *testing.T) {
 	for name, harm := range map[string]func(r wireRequest, s *slave){
-		"cut": func(r wireRequest, s *slave) { s.send(s.numbers(r)[:6]) },
+		"cut": func(r wireRequest, s *slave) { s.sendCut(r, 3) },
 		"cut and closed": func(r wireRequest, s *slave) {
-			s.send(s.numbers(r)[:9])
+			s.sendCut(r, 1)
 			s.hangUp()
 		},
 		"closed":       func(_ wireRequest, s *slave) { s.hangUp() },

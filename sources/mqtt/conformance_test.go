@@ -18,7 +18,7 @@ import (
 )
 
 func TestSmokeQoS(t *testing.T) {
-	m := startMosquitto(t, "allow_anonymous true").start()
+	m := startMosquitto(t, "allow_anonymous true", "max_queued_messages 0").start()
 	for qos := range 3 {
 		t.Run(fmt.Sprint(qos), func(t *testing.T) {
 			s, st := newTestSource(t, m.url(), oneTopic(fmt.Sprintf("n/%d/+", qos), qos))
@@ -67,7 +67,7 @@ func TestSmokeRetainedAndLarge(t *testing.T) {
 }
 
 func TestSmokeOverlappingFiltersDoNotDouble(t *testing.T) {
-	m := startMosquitto(t, "allow_anonymous true").start()
+	m := startMosquitto(t, "allow_anonymous true", "max_queued_messages 0").start()
 	cfg := Config{Topics: []TopicConfig{{Topic: "a/+", QoS: 1}, {Topic: "+/b", QoS: 1}, {Topic: "a/#", QoS: 0}, {Topic: "a/b", QoS: 2}}}
 	s, st := newTestSource(t, m.url(), cfg)
 	var k sink
@@ -229,7 +229,7 @@ func TestSmokeRestartRedelivers(t *testing.T) {
 }
 
 func TestSmokeSharedGroup(t *testing.T) {
-	m := startMosquitto(t, "allow_anonymous true").start()
+	m := startMosquitto(t, "allow_anonymous true", "max_queued_messages 0").start()
 	cfg := Config{Topics: []TopicConfig{{Topic: "s/+", QoS: 1, SharedGroup: "g"}}}
 	var sinks [2]sink
 	for i := range sinks {

@@ -56,6 +56,12 @@ func (m *mosquitto) start() *mosquitto {
 	m.cmd.Env = append(os.Environ(), m.env...)
 	var log bytes.Buffer
 	m.cmd.Stdout, m.cmd.Stderr = &log, &log
+	m.t.Cleanup(func() {
+		m.kill()
+		if strings.Contains(log.String(), "dropped") {
+			m.t.Errorf("the broker dropped messages: raise its limits in this test\n%s", log.String())
+		}
+	})
 	if err := m.cmd.Start(); err != nil {
 		m.t.Fatalf("start mosquitto (conformance/install-mqtt.sh installs it): %v", err)
 	}

@@ -129,17 +129,17 @@ func (d *decoder) decodeJSON(text []byte) ([]sample, error) {
 	var base sample
 	value := json.RawMessage(text)
 	if text[0] == '{' {
-		root := node(text)
+		root := node(text).object()
 		for _, p := range d.timestamps {
-			if at, ok := root.at(p); ok {
+			if at, ok := lookup(root, p); ok {
 				base.time, _ = parseTime(d.timeFormat, json.RawMessage(at))
 				break
 			}
 		}
-		if at, ok := root.at(d.unit); ok && at[0] == '"' {
+		if at, ok := lookup(root, d.unit); ok && at[0] == '"' {
 			base.unit = text2string(at)
 		}
-		if at, ok := root.at(d.value); ok {
+		if at, ok := lookup(root, d.value); ok {
 			value = json.RawMessage(at)
 		}
 	}
@@ -258,7 +258,17 @@ func (n node) array() []json.RawMessage {
 	return out
 }
 
-// at returns the value at p, and false when there is none.
+// lookup returns the value at p, of at least one key, below an object that is
+// taken apart already.
+func lookup(root map[string]json.RawMessage, p path) (node, bool) {
+	value, ok := root[p[0]]
+	if !ok {
+		return nil, false
+	}
+	return node(value).at(p[1:])
+}
+
+// at returns the value at p below n, and false when there is none.
 func (n node) at(p path) (node, bool) {
 	for _, key := range p {
 		switch n[0] {
@@ -279,7 +289,7 @@ func (n node) at(p path) (node, bool) {
 			return nil, false
 		}
 	}
-	return n, len(p) > 0
+	return n, true
 }
 
 // path is a dotted path, taken apart.

@@ -125,9 +125,14 @@ func (p *peer) serve(conn net.Conn) {
 func (p *peer) answer(conn net.Conn, packet packets.ControlPacket) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	switch m := packet.(type) {
-	case *packets.ConnectPacket:
+	m, isConnect := packet.(*packets.ConnectPacket)
+	if isConnect {
 		return p.connect(conn, m)
+	}
+	if conn != p.conn {
+		return false // its client has connected again
+	}
+	switch m := packet.(type) {
 	case *packets.SubscribePacket:
 		p.filters = append(p.filters, m.Topics...)
 		ack := packets.NewControlPacket(packets.Suback).(*packets.SubackPacket)

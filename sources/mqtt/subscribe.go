@@ -191,11 +191,22 @@ func (f filterFile) write(filters []string) error {
 	if err != nil {
 		return fmt.Errorf("encode subscriptions: %w", err)
 	}
-	if err := os.WriteFile(string(f)+".new", data, 0o600); err != nil {
+	if err := writeSynced(string(f)+".new", data); err != nil {
 		return fmt.Errorf("write subscriptions of the session: %w", err)
 	}
 	if err := os.Rename(string(f)+".new", string(f)); err != nil {
 		return fmt.Errorf("write subscriptions of the session: %w", err)
 	}
 	return nil
+}
+
+// writeSynced writes a file that is whole on the disk when it returns, so that
+// a rename after it cannot leave an empty one.
+func writeSynced(path string, data []byte) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	return errors.Join(err, f.Sync(), f.Close())
 }

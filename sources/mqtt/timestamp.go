@@ -3,6 +3,7 @@ package mqtt
 import (
 	"encoding/json"
 	"errors"
+	"math"
 	"math/big"
 	"strconv"
 	"strings"
@@ -48,6 +49,9 @@ func parseDate(text string) (int64, error) {
 	return 0, errTimestamp
 }
 
+// perUnit is how many microseconds a unit is, or how many of it a microsecond.
+var perUnit = map[string]int64{"s": 1_000_000, "ms": 1000, "us": 1, "ns": 1000}
+
 // parseEpoch reads a decimal number of s, ms, us or ns without losing
 // microseconds to binary fractions.
 func parseEpoch(format, text string) (int64, error) {
@@ -63,18 +67,18 @@ func parseEpoch(format, text string) (int64, error) {
 	if format == "auto" {
 		format = epochUnit(f)
 	}
+	if n, err := strconv.ParseInt(text, 10, 64); err == nil && max(n, -n) < math.MaxInt64/1_000_000 && format != "ns" {
+		return n * perUnit[format], nil
+	}
 	exact, ok := new(big.Rat).SetString(text)
 	if !ok {
 		return 0, errTimestamp
 	}
-	switch format {
-	case "s":
-		exact.Mul(exact, big.NewRat(1_000_000, 1))
-	case "ms":
-		exact.Mul(exact, big.NewRat(1000, 1))
-	case "ns":
-		exact.Mul(exact, big.NewRat(1, 1000))
+	factor := new(big.Rat).SetInt64(perUnit[format])
+	if format == "ns" {
+		factor.Inv(factor)
 	}
+	exact.Mul(exact, factor)
 	us := new(big.Int).Quo(exact.Num(), exact.Denom())
 	if !us.IsInt64() || us.Int64() == 0 {
 		return 0, errTimestamp

@@ -22,9 +22,6 @@ import (
 // maxMessage bounds what a server may send as one message, in bytes.
 const maxMessage = 64 << 20
 
-// handshakeTimeout bounds each step of connecting; gopcua has none of its own.
-const handshakeTimeout = 15 * time.Second
-
 // dialer connects to one server and keeps the session between connections.
 // One goroutine at a time uses it.
 type dialer struct {
@@ -87,11 +84,14 @@ func (d *dialer) connect(ctx context.Context) (*link, error) {
 	return l, err
 }
 
+// Each step of connecting is bounded by the request time-out: the library's
+// handshake has none of its own.
+
 // discover asks the server for its endpoints. The answer is not authenticated:
 // what is used of it is checked against our trust list before anything secret
 // is sent.
 func (d *dialer) discover(ctx context.Context) ([]*ua.EndpointDescription, error) {
-	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
+	ctx, cancel := context.WithTimeout(ctx, d.cfg.requestTimeout())
 	defer cancel()
 	c, err := d.client(d.url.String(), opcua.SecurityMode(ua.MessageSecurityModeNone))
 	if err != nil {
@@ -116,7 +116,7 @@ func (d *dialer) client(endpoint string, opts ...opcua.Option) (*opcua.Client, e
 	opts = append(opts, opcua.AutoReconnect(false), opcua.RequestTimeout(max(hold, time.Minute)),
 		// A dialer of our own: the option MaxMessageSize would write to a
 		// variable that all clients of the process share.
-		opcua.Dialer(&uacp.Dialer{Dialer: &net.Dialer{Timeout: handshakeTimeout},
+		opcua.Dialer(&uacp.Dialer{Dialer: &net.Dialer{Timeout: d.cfg.requestTimeout()},
 			ClientACK: &uacp.Acknowledge{ReceiveBufSize: uacp.DefaultReceiveBufSize, SendBufSize: uacp.DefaultSendBufSize, MaxMessageSize: maxMessage}}))
 	c, err := opcua.NewClient(endpoint, opts...)
 	if err != nil {
@@ -135,9 +135,12 @@ func (d *dialer) open(ctx context.Context, ep *ua.EndpointDescription, sc *uasc.
 	}
 	opts := []opcua.Option{opcua.SecurityPolicy(ep.SecurityPolicyURI), opcua.SecurityMode(ep.SecurityMode)}
 	if own != nil {
-		opts = append(opts, opcua.Certificate(own.cert.Raw), opcua.PrivateKey(own.key), opcua.RemoteCertificate(ep.ServerCertificate),
+		// Only the leaf: the library cannot read a chain. SecurityFromEndpoint
+		// sets the thumbprint, for which there is no other option.
+		leaf, _ := splitChain(ep.ServerCertificate)
+		opts = append(opts, opcua.Certificate(own.cert.Raw), opcua.PrivateKey(own.key),
 			opcua.SecurityFromEndpoint(&ua.EndpointDescription{SecurityPolicyURI: ep.SecurityPolicyURI, SecurityMode: ep.SecurityMode,
-				ServerCertificate: ep.ServerCertificate}, ua.UserTokenTypeAnonymous))
+				ServerCertificate: leaf}, ua.UserTokenTypeAnonymous))
 		sc.ClientDescription.ApplicationURI = own.applicationURI()
 	}
 	if userKey != nil {
@@ -151,7 +154,7 @@ func (d *dialer) open(ctx context.Context, ep *ua.EndpointDescription, sc *uasc.
 		hangUp(c, d.log)
 		return nil, explain(err, target.String(), own.thumbprint())
 	}
-	dialCtx, cancel := context.WithTimeout(ctx, handshakeTimeout)
+	dialCtx, cancel := context.WithTimeout(ctx, d.cfg.requestTimeout())
 	defer cancel()
 	if err := within(dialCtx, func() error { return c.Dial(dialCtx) }); err != nil {
 		return nil, explain(err, target.String(), own.thumbprint())
@@ -163,7 +166,7 @@ func (d *dialer) open(ctx context.Context, ep *ua.EndpointDescription, sc *uasc.
 	if err != nil {
 		return fail(err)
 	}
-	l := &link{transport: clientTransport{c}, url: d.url.String(), resumed: resumed}
+	l := &link{transport: clientTransport{c}, security: policyName(ep.SecurityPolicyURI) + "/" + modeName(ep.SecurityMode), resumed: resumed}
 	l.close = func(ctx context.Context, keep bool) { d.close(ctx, c, keep) }
 	if own != nil && d.own == own {
 		l.renewed = func() bool { return d.renewed(own) }
@@ -173,7 +176,7 @@ func (d *dialer) open(ctx context.Context, ep *ua.EndpointDescription, sc *uasc.
 
 // activate takes the last session over to this channel, or makes a new one.
 func (d *dialer) activate(ctx context.Context, c *opcua.Client, ep *ua.EndpointDescription, sc *uasc.SessionConfig, own *identity) (resumed bool, err error) {
-	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
+	ctx, cancel := context.WithTimeout(ctx, d.cfg.requestTimeout())
 	defer cancel()
 	if s := d.session; s != nil && d.sessionOwn == own.thumbprint() {
 		err := within(ctx, func() error { return c.ActivateSession(ctx, s) })
@@ -190,7 +193,9 @@ func (d *dialer) activate(ctx context.Context, c *opcua.Client, ep *ua.EndpointD
 	if s == nil {
 		return false, &refusal{kind: refusedTrust, msg: "server could not prove that it holds the key of its certificate: another machine may be answering for it"}
 	}
-	if cert := sessionCertificate(s); (own != nil || sc.AuthPolicyURI != ua.SecurityPolicyURINone) && !bytes.Equal(cert, ep.ServerCertificate) {
+	shown, _ := splitChain(sessionCertificate(s))
+	leaf, _ := splitChain(ep.ServerCertificate)
+	if (own != nil || sc.AuthPolicyURI != ua.SecurityPolicyURINone) && !bytes.Equal(shown, leaf) {
 		return false, &refusal{kind: refusedTrust, msg: "server shows one certificate when asked and another in the session: another machine may be answering for it"}
 	}
 	if err := within(ctx, func() error { return c.ActivateSession(ctx, s) }); err != nil {
@@ -304,8 +309,9 @@ func checkChannel(c *opcua.Client, ep *ua.EndpointDescription) error {
 		return &refusal{kind: refusedTrust, msg: fmt.Sprintf("channel was answered with policy %s instead of %s: another machine may be answering for the server",
 			policyName(policy), policyName(ep.SecurityPolicyURI))}
 	}
-	if ep.SecurityMode != ua.MessageSecurityModeNone && Thumbprint(cert) != Thumbprint(ep.ServerCertificate) &&
-		!bytes.HasPrefix(ep.ServerCertificate, cert) {
+	shown, _ := splitChain(cert)
+	leaf, _ := splitChain(ep.ServerCertificate)
+	if ep.SecurityMode != ua.MessageSecurityModeNone && !bytes.Equal(shown, leaf) {
 		return &refusal{kind: refusedTrust, msg: "channel was answered with another certificate than the trusted one: another machine may be answering for the server"}
 	}
 	return nil

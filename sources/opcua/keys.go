@@ -7,6 +7,7 @@ import (
 	"crypto/sha1"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/asn1"
 	"encoding/hex"
 	"encoding/pem"
 	"errors"
@@ -72,6 +73,26 @@ func parseCertificate(b []byte) (*x509.Certificate, error) {
 		return nil, fmt.Errorf("neither a PEM nor a DER certificate: %w", err)
 	}
 	return cert, nil
+}
+
+// splitChain cuts what a server shows into its own certificate and those of its
+// issuers, which some servers append.
+func splitChain(der []byte) (leaf []byte, issuers []*x509.Certificate) {
+	var raw asn1.RawValue
+	rest, err := asn1.Unmarshal(der, &raw)
+	if err != nil {
+		return der, nil
+	}
+	leaf = raw.FullBytes
+	for len(rest) > 0 && len(issuers) < 10 {
+		if rest, err = asn1.Unmarshal(rest, &raw); err != nil {
+			break
+		}
+		if c, err := x509.ParseCertificate(raw.FullBytes); err == nil {
+			issuers = append(issuers, c)
+		}
+	}
+	return leaf, issuers
 }
 
 // parseKey reads an RSA key from PKCS#1 or PKCS#8, PEM or DER.

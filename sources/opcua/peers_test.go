@@ -78,7 +78,14 @@ func (p *peer) start(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.cmd = exec.Command("node", "server.js", string(arg))
+	p.launch(t, "node", "server.js", string(arg))
+}
+
+// launch starts a server in testdata and waits until it listens.
+func (p *peer) launch(t *testing.T, name string, args ...string) {
+	t.Helper()
+	var err error
+	p.cmd = exec.Command(name, args...)
 	p.cmd.Dir = "testdata"
 	var log strings.Builder
 	p.cmd.Stderr = &log
@@ -95,7 +102,7 @@ func (p *peer) start(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := p.cmd.Start(); err != nil {
-		t.Fatalf("start node: %v; %s", err, install)
+		t.Fatalf("start %s: %v; %s", name, err, install)
 	}
 	lines := make(chan string, 1000)
 	p.lines = lines

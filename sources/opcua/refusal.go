@@ -102,7 +102,7 @@ func explainNet(err error, endpoint string) error {
 		return fmt.Errorf("nothing listens at %s: start the server, or correct host and port: %w", endpoint, err)
 	case errors.Is(err, context.DeadlineExceeded), isTimeout(err):
 		return fmt.Errorf("%s does not answer in time: check network and firewall: %w", endpoint, err)
-	case errors.Is(err, io.EOF):
+	case errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET):
 		return fmt.Errorf("server closed the connection during the handshake: check the URL, and the server's log for a refused certificate: %w", err)
 	default:
 		return fmt.Errorf("connect %s: %w", endpoint, err)

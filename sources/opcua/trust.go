@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"sort"
@@ -69,9 +70,9 @@ func certInfo(c *x509.Certificate, path string, trusted bool) CertInfo {
 
 // OwnCertificate returns our application certificate; it is made when it does
 // not exist yet, as at the first start.
-func (c Config) OwnCertificate(dir string, deps Deps) (CertInfo, error) {
+func (c Config) OwnCertificate(dir string, log *slog.Logger) (CertInfo, error) {
 	paths := c.ownPaths(dir)
-	id, err := ownIdentity(c.withDefaults(), paths, deps.Logger)
+	id, err := ownIdentity(c.withDefaults(), paths, log)
 	if err != nil {
 		return CertInfo{}, err
 	}
@@ -213,7 +214,8 @@ func readCerts(dir string) (map[string]*x509.Certificate, error) {
 // check decides whether a server that showed der may be talked to. The error is
 // a refusal that names the thumbprint and the way out.
 func (s *CertStore) check(c Config, host string, der []byte) (*x509.Certificate, error) {
-	cert, err := parseCertificate(der)
+	leaf, issuers := splitChain(der)
+	cert, err := parseCertificate(leaf)
 	if err != nil {
 		return nil, &refusal{kind: refusedTrust, msg: "server shows no usable certificate: install one on the server", err: err}
 	}
@@ -245,7 +247,7 @@ func (s *CertStore) check(c Config, host string, der []byte) (*x509.Certificate,
 		}
 		return cert, nil
 	case "ca":
-		return cert, s.checkCA(cert, no)
+		return cert, s.checkCA(cert, issuers, no)
 	default:
 		return cert, s.checkList(c, host, cert, no)
 	}
@@ -285,7 +287,7 @@ func (s *CertStore) checkList(c Config, host string, cert *x509.Certificate, no 
 	return writeFile(memo, []byte(print+"\n"), 0o644)
 }
 
-func (s *CertStore) checkCA(cert *x509.Certificate, no func(string, ...any) error) error {
+func (s *CertStore) checkCA(cert *x509.Certificate, issuers []*x509.Certificate, no func(string, ...any) error) error {
 	trusted, err := readCerts(s.trusted)
 	if err != nil {
 		return err
@@ -294,7 +296,11 @@ func (s *CertStore) checkCA(cert *x509.Certificate, no func(string, ...any) erro
 	for _, t := range trusted {
 		roots.AddCert(t)
 	}
-	if _, err := cert.Verify(x509.VerifyOptions{Roots: roots, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}); err != nil {
+	between := x509.NewCertPool()
+	for _, c := range issuers {
+		between.AddCert(c)
+	}
+	if _, err := cert.Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}); err != nil {
 		return no("server certificate %s is not issued by a CA in %s: put the issuer (%s) there", Thumbprint(cert.Raw), s.trusted, cert.Issuer)
 	}
 	return s.checkRevoked(cert, trusted, no)

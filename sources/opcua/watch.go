@@ -312,7 +312,7 @@ func (e *engine) probe(ctx context.Context, now time.Time) error {
 	e.setServerState(got[0])
 	var stalled []*item
 	for i, it := range silent {
-		r := it.record(e.src.name, &e.src.cfg, got[i+1], now)
+		r := it.record(e.src.name, &e.src.cfg, got[i+1], now, &e.arena)
 		differs := r.Status>>30 == 0 && (!it.delivered || it.lastValue != (abi.Value{}) && (r.Value != it.lastValue || r.Status>>30 != it.lastCode>>30))
 		if !differs {
 			it.probed = 0
@@ -377,7 +377,7 @@ func (e *engine) report() {
 func (e *engine) health(now time.Time) (sources.State, string) {
 	p := e.src.plan
 	var bad []string
-	working, waiting := 0, 0
+	working, values, waiting := 0, 0, 0
 	var last time.Time
 	for _, it := range p.items {
 		if it.failed {
@@ -385,8 +385,11 @@ func (e *engine) health(now time.Time) (sources.State, string) {
 			continue
 		}
 		working++
-		if !it.delivered {
-			waiting++
+		if it.event == nil {
+			values++
+			if !it.delivered {
+				waiting++
+			}
 		}
 		if it.lastAt.After(last) && it.delivered {
 			last = it.lastAt
@@ -395,22 +398,25 @@ func (e *engine) health(now time.Time) (sources.State, string) {
 	for _, l := range p.lost {
 		bad = append(bad, l.text+" ("+l.why+")")
 	}
+	e.src.status.Gauge(metricItemsBad, float64(len(bad)))
 	total := len(p.items) + len(p.lost)
 	switch stale := e.src.deps.StaleAfter; {
 	case working == 0 && total == 0:
 		return sources.Stalled, "the configuration matches no variable on the server: check browse_path, include and exclude"
 	case working == 0:
 		return sources.Stalled, fmt.Sprintf("none of %d items can be read: %s; tried again every minute", total, summary(bad))
-	case waiting == working && now.Sub(e.firstAt) < 15*time.Second && !e.eventsOnly():
+	case values > 0 && waiting == values && now.Sub(e.firstAt) < 15*time.Second:
 		return sources.Connecting, "waiting for the first values"
-	case waiting == working && !e.eventsOnly():
-		return sources.Stalled, fmt.Sprintf("subscribed to %d items, but not one value has come", working)
+	case values > 0 && waiting == values:
+		return sources.Stalled, fmt.Sprintf("subscribed to %d items, but not one value has come", values)
 	case now.Sub(e.blockedAt) < 2*tick:
 		return sources.Degraded, "the pipeline is full: values wait on the server, which keeps queue_size of each item"
 	case stale > 0 && !last.IsZero() && now.Sub(last) > stale:
 		return sources.Stalled, fmt.Sprintf("no value for %s (stale_after_seconds)", now.Sub(last).Round(time.Second))
 	case len(bad) > 0:
 		return sources.Degraded, fmt.Sprintf("%d of %d items cannot be read: %s; tried again every minute", len(bad), total, summary(bad))
+	case waiting > 0 && now.Sub(e.firstAt) > time.Minute:
+		return sources.Degraded, fmt.Sprintf("%d of %d items have sent no value yet", waiting, total)
 	case e.stalledItems > 0:
 		return sources.Degraded, fmt.Sprintf("%d items did not deliver and were created again", e.stalledItems)
 	case e.serverState != "":
@@ -418,8 +424,4 @@ func (e *engine) health(now time.Time) (sources.State, string) {
 	default:
 		return sources.Connected, ""
 	}
-}
-
-func (e *engine) eventsOnly() bool {
-	return !slices.ContainsFunc(e.src.plan.items, func(it *item) bool { return it.event == nil })
 }
