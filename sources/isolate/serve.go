@@ -104,6 +104,8 @@ type worker struct {
 	deps  Deps
 	wg    sync.WaitGroup
 
+	body, frame []byte // emit's own, reused
+
 	write sync.Mutex // one frame at a time
 	conn  net.Conn
 
