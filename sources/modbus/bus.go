@@ -235,14 +235,14 @@ func (b *bus) knockAll() {
 
 // next returns the group with the earliest deadline; ok is false when there is
 // none. A new member's groups are due at once.
-func (b *bus) next() (t turn, ok bool) {
+func (b *bus) next() (t due, ok bool) {
 	if b.changed.Swap(false) {
 		b.buses.mu.Lock()
 		b.schedule = newSchedule(b.members)
 		b.buses.mu.Unlock()
 	}
 	if len(b.schedule) == 0 {
-		return turn{}, false
+		return due{}, false
 	}
 	return b.schedule[0], true
 }

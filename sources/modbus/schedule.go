@@ -9,10 +9,10 @@ import (
 // that none starves however long the others take. Groups with the same deadline
 // keep their order. It belongs to the bus's goroutine and implements
 // heap.Interface.
-type schedule []turn
+type schedule []due
 
-// turn is a group's place in a schedule.
-type turn struct {
+// due is a group's place in a schedule.
+type due struct {
 	member *member
 	group  *pollGroup
 	order  int
@@ -22,7 +22,7 @@ func newSchedule(members []*member) schedule {
 	var s schedule
 	for _, m := range members {
 		for _, g := range m.groups {
-			s = append(s, turn{m, g, len(s)})
+			s = append(s, due{m, g, len(s)})
 		}
 	}
 	heap.Init(&s)
@@ -37,7 +37,7 @@ func (s schedule) Less(i, j int) bool {
 }
 
 // Push and Pop are for heap.Interface: a schedule is made whole.
-func (s *schedule) Push(x any) { *s = append(*s, x.(turn)) }
+func (s *schedule) Push(x any) { *s = append(*s, x.(due)) }
 
 // Pop is Push's counterpart.
 func (s *schedule) Pop() any {
