@@ -169,3 +169,14 @@ func checkRefusal(t *testing.T, m *trial, e exampleCase) {
 		t.Errorf("%s=%s: error %v, want %q", e.key, e.value, err, e.refusal)
 	}
 }
+
+// A new Go module builds with the Go toolchain alone: no proxy, no checksums of
+// others, nothing of this repository.
+func TestModuleNewGo(t *testing.T) {
+	dir := newModuleFolder(t, "go")
+	wasm := filepath.Join(dir, "my-module.wasm")
+	if err := os.WriteFile(wasm, buildGo(t, dir, ".", "GOPROXY=off", "GOWORK=off", "GOFLAGS=-mod=readonly"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	checkNewModule(t, dir, wasm)
+}

@@ -39,17 +39,6 @@ func checkNewModule(t *testing.T, dir, wasm string) {
 	}
 }
 
-// A new Go module builds with the Go toolchain alone: no proxy, no checksums of
-// others, nothing of this repository.
-func TestModuleNewGo(t *testing.T) {
-	dir := newModuleFolder(t, "go")
-	wasm := filepath.Join(dir, "my-module.wasm")
-	if err := os.WriteFile(wasm, buildGo(t, dir, ".", "GOPROXY=off", "GOWORK=off", "GOFLAGS=-mod=readonly"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	checkNewModule(t, dir, wasm)
-}
-
 // Nothing of a template is left unfilled, and what a README names is there.
 func TestModuleNewFiles(t *testing.T) {
 	for lang, l := range languages {
