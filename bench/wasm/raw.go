@@ -185,14 +185,14 @@ func metering(r *report, g *guests, rounds int) error {
 			return fmt.Errorf("%s: %w", c.name, err)
 		}
 		for _, one := range cs {
-			r.note("cpu/"+c.name+"/"+one.name, t[one.name], "ns/record")
+			r.note("cpu/"+c.name+"/"+one.name, t.of(one.name), "ns/record")
 		}
-		r.most("metered over unmetered/"+c.name, t[metered]/t[free], "x", c.gate, c.goal)
+		r.most("metered over unmetered/"+c.name, t.over(metered, free), "x", c.gate, c.goal)
 		switch c.name {
 		case "tight loop C":
-			r.least("metered ahead of close on context done/"+c.name, t[closing]/t[metered], "x faster", 10, 25)
+			r.least("metered ahead of close on context done/"+c.name, t.over(closing, metered), "x faster", 10, 25)
 		case "flat C":
-			r.least("metered ahead of close on context done/"+c.name, t[closing]/t[metered], "x faster", 2, 2.7)
+			r.least("metered ahead of close on context done/"+c.name, t.over(closing, metered), "x faster", 2, 2.7)
 		}
 	}
 	return nil
