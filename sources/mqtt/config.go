@@ -16,9 +16,10 @@ import (
 // endpoint first; all of them must speak for the same broker or cluster.
 type Config struct {
 	Endpoints             []string          `yaml:"endpoints"`               // more brokers to fail over to
-	ProtocolVersion       string            `yaml:"protocol_version"`        // "3.1.1" (default)
+	ProtocolVersion       string            `yaml:"protocol_version"`        // "3.1.1" (default) | "5"
 	ClientID              string            `yaml:"client_id"`               // default: derived from the host and the source's name, stable
 	CleanSession          bool              `yaml:"clean_session"`           // true: the broker forgets us between connections
+	SessionExpirySeconds  uint32            `yaml:"session_expiry_seconds"`  // how long a broker of MQTT 5 keeps our session; 0 (default): for ever
 	KeepAliveSeconds      int               `yaml:"keep_alive_seconds"`      // default 30
 	ConnectTimeoutSeconds int               `yaml:"connect_timeout_seconds"` // default 10
 	StaleAfterSeconds     float64           `yaml:"stale_after_seconds"`     // 0: a silent topic is not reported
@@ -67,6 +68,9 @@ type PayloadConfig struct {
 }
 
 const (
+	version3 = "3.1.1"
+	version5 = "5"
+
 	defaultBufferMessages = 65535
 	defaultMaxPayload     = 1 << 20
 	maxMaxPayload         = 64 << 20
@@ -77,11 +81,11 @@ var (
 	formats          = []string{"auto", "json", "text", "number", "raw"}
 	timestampFormats = []string{"auto", "s", "ms", "us", "ns", "rfc3339"}
 	ackModes         = []string{"durable", "received"}
-	protocolVersions = []string{"3.1.1"}
+	protocolVersions = []string{version3, version5}
 )
 
 func (c Config) withDefaults() Config {
-	setDefault(&c.ProtocolVersion, "3.1.1")
+	setDefault(&c.ProtocolVersion, version3)
 	setDefault(&c.KeepAliveSeconds, 30)
 	setDefault(&c.ConnectTimeoutSeconds, 10)
 	setDefault(&c.Ack, "durable")
@@ -118,6 +122,17 @@ func (p PayloadConfig) over(base PayloadConfig) PayloadConfig {
 
 func (c Config) connectTimeout() time.Duration {
 	return time.Duration(c.ConnectTimeoutSeconds) * time.Second
+}
+
+// forever is the session expiry interval of a session that does not expire
+// (MQTT 5, section 3.1.2.11.2).
+const forever = 0xffffffff
+
+func (c Config) sessionExpiry() uint32 {
+	if c.SessionExpirySeconds == 0 {
+		return forever
+	}
+	return c.SessionExpirySeconds
 }
 
 // persistent reports whether the broker is to keep our session while we are
@@ -160,7 +175,10 @@ func (c Config) Validate() []sources.FieldError {
 	if len(c.ClientID) > 65535 || !utf8.ValidString(c.ClientID) || strings.ContainsRune(c.ClientID, 0) {
 		add("client_id", "must be UTF-8 without NUL")
 	}
-	if c.Password != "" && c.Username == "" {
+	if c.SessionExpirySeconds > 0 && c.ProtocolVersion != version5 {
+		add("session_expiry_seconds", "needs protocol_version: \"5\"; with MQTT 3.1.1 the broker decides")
+	}
+	if c.Password != "" && c.Username == "" && c.ProtocolVersion != version5 {
 		add("password", "needs a username: MQTT 3.1.1 has no password without one")
 	}
 	errs = append(errs, sources.Prefix("tls", c.TLS.Validate())...)

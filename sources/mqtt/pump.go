@@ -68,13 +68,14 @@ func (p *pump) stop(ctx context.Context) {
 type load struct {
 	batch *sources.Batcher
 	msgs  []*message
+	todo  []*message // taken from the buffer, not decoded yet
 	bytes int
 }
 
 func (p *pump) run(ctx context.Context) error {
 	l := &load{batch: sources.NewBatcher(sources.BatchRecords, sources.BatchWait)}
 	err := p.gather(ctx, l)
-	p.s.buf.putBack(l.msgs)
+	p.s.buf.putBack(append(l.msgs, l.todo...))
 	return err
 }
 
@@ -86,7 +87,12 @@ func (p *pump) gather(ctx context.Context, l *load) error {
 			return p.failure
 		default:
 		}
-		if msg := p.s.buf.next(); msg != nil {
+		if len(l.todo) == 0 {
+			l.todo = p.s.buf.take(sources.BatchRecords)
+		}
+		if len(l.todo) > 0 {
+			msg := l.todo[0]
+			l.todo = l.todo[1:]
 			if p.add(l, msg) {
 				if err := p.send(ctx, l); err != nil {
 					return err

@@ -124,8 +124,11 @@ func (m *mapper) records(msg *message) (recs []abi.Record, ok bool) {
 
 // record is msg without its value, with room for extra attributes.
 func (m *mapper) record(msg *message, info *topicInfo, extra int) abi.Record {
-	attrs := make([]abi.Attr, len(info.attrs), len(info.attrs)+extra)
+	attrs := make([]abi.Attr, len(info.attrs), len(info.attrs)+len(msg.attrs)+extra)
 	copy(attrs, info.attrs)
+	for _, a := range msg.attrs {
+		attrs = sources.SetAttr(attrs, a.Key, a.Value)
+	}
 	attrs = append(attrs,
 		abi.Attr{Key: abi.AttrQoS, Value: abi.Int(int64(msg.qos))},
 		abi.Attr{Key: abi.AttrRetain, Value: abi.Bool(msg.retained)})

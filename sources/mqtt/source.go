@@ -1,8 +1,8 @@
 // Package mqtt reads topics of an MQTT broker.
 //
-// The library's handler must never wait (the broker would time us out), so it
-// only puts messages into a bounded buffer; one goroutine, the pump, makes
-// records of them and emits. The broker gets its acknowledgement when the
+// Reading must never wait for the pipeline (the broker would time us out), so
+// the guard in front of the MQTT library only puts messages into a bounded
+// buffer; one goroutine, the pump, makes records of them and emits. The broker gets its acknowledgement when the
 // pipeline has made the record durable, in order of arrival, and keeps a
 // session for us under a stable client id: what was not acknowledged comes
 // again after any outage, ours included. When the buffer is full a persistent
@@ -21,10 +21,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"strings"
 	"time"
-
-	paho "github.com/eclipse/paho.mqtt.golang"
 
 	"github.com/edgehost/edgehost/sources"
 )
@@ -46,6 +43,10 @@ const (
 // settleTime is how long an ending source waits for the pipeline to settle
 // what it has, so that a clean restart does not make the broker send it again.
 const settleTime = time.Second
+
+// goodbyeTime is how long a broker that does not read may hold up the end of a
+// connection.
+const goodbyeTime = time.Second
 
 // Deps is what a source needs from its host.
 type Deps struct {
@@ -167,19 +168,14 @@ func (s *Source) countLeft() {
 	}
 }
 
-// receive is the library's handler: it must not wait.
-func (s *Source) receive(c *connection, number uint64, m paho.Message) {
-	// MQTT demands UTF-8 topics, and records do; not every broker checks.
-	msg := &message{conn: number, topic: strings.ToValidUTF8(m.Topic(), "\uFFFD"), payload: m.Payload(), id: m.MessageID(), qos: m.Qos(), retained: m.Retained(),
-		dup: m.Duplicate(), arrived: sources.Micros(s.now()), ack: m.Ack}
-	if len(msg.payload) > s.cfg.MaxPayloadBytes {
-		msg.tooLarge = c.guard.trueSize()
-		msg.payload = nil
-	}
-	if msg.dup {
+// receive gets the messages of the connection with this number, on the
+// goroutine that reads it: it must not wait.
+func (s *Source) receive(number uint64, m *message) {
+	m.conn, m.arrived = number, sources.Micros(s.now())
+	if m.dup {
 		s.status.Add(metricRedelivered, 1)
 	}
-	if s.buf.push(msg) == dropped {
+	if s.buf.push(m) == dropped {
 		s.status.Fail(reasonBufferFull, 1)
 		s.status.Add(metricDropped, 1)
 	}
@@ -191,7 +187,7 @@ func (s *Source) serve(ctx context.Context, c *connection, p *pump) error {
 	stopAcks, acksStopped := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(acksStopped)
-		s.buf.acker(c.client.IsConnectionOpen, stopAcks)
+		s.write(c, stopAcks)
 	}()
 	err := s.watch(ctx, c, p)
 	if ctx.Err() != nil {
@@ -201,6 +197,27 @@ func (s *Source) serve(ctx context.Context, c *connection, p *pump) error {
 	<-acksStopped
 	c.close()
 	return err
+}
+
+// write acknowledges to the broker what settles, until stop closes: what one
+// commit of the pipeline settles leaves in one write. What is not acknowledged
+// when the connection ends is when the broker sends it again.
+func (s *Source) write(c *connection, stop <-chan struct{}) {
+	for stopped := false; !stopped; {
+		select {
+		case <-stop:
+			stopped = true
+		case <-s.buf.ackReady:
+		case <-c.guard.queued:
+		}
+		if !c.client.open() {
+			continue
+		}
+		if err := c.guard.send(s.buf.takeAcks(), s.cfg.connectTimeout()); err != nil {
+			c.lose(fmt.Errorf("acknowledge: %w", err))
+			c.guard.Close()
+		}
+	}
 }
 
 func (s *Source) watch(ctx context.Context, c *connection, p *pump) error {
