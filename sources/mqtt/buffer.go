@@ -22,6 +22,9 @@ type message struct {
 	tooLarge int        // size of the payload when it exceeds max_payload_bytes, else 0
 	attrs    []abi.Attr // of the properties of MQTT 5
 
+	// records are kept when they cannot be made a second time (Sparkplug B).
+	records []abi.Record
+
 	// The following are guarded by buffer.mu once the message is pushed.
 	cost    int // bytes that it is counted with
 	settled bool
@@ -211,7 +214,7 @@ func (b *buffer) settle(msgs []*message) {
 	defer b.mu.Unlock()
 	for _, m := range msgs {
 		m.settled = true
-		m.payload = nil // it may wait long for its acknowledgement
+		m.payload, m.records = nil, nil // it may wait long for its acknowledgement
 		b.release(m)
 	}
 	b.collectAcks()

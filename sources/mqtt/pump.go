@@ -131,6 +131,13 @@ func (p *pump) add(l *load, msg *message) (full bool) {
 		p.s.status.Fail(reason, 1)
 		p.s.status.Add(metricDecodeErrors, 1)
 	}
+	if len(recs) == 0 {
+		// There is nothing to be made durable.
+		l.msgs = l.msgs[:len(l.msgs)-1]
+		p.s.status.Add(metricMessages, 1)
+		p.s.buf.settle([]*message{msg})
+		return false
+	}
 	for _, r := range recs {
 		full = l.batch.Add(r)
 	}
@@ -148,6 +155,9 @@ func (p *pump) add(l *load, msg *message) (full bool) {
 func (p *pump) send(ctx context.Context, l *load) error {
 	if l.batch.Len() == 0 {
 		return nil
+	}
+	if err := p.s.mapper.save(); err != nil {
+		return err
 	}
 	msgs, bytes := l.msgs, l.bytes
 	recs := l.batch.Take()

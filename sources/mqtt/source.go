@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"github.com/edgehost/edgehost/sources"
+	"github.com/edgehost/edgehost/sources/mqtt/sparkplug"
 )
 
 // Metrics of this protocol, and the reasons under which it counts failures.
@@ -33,6 +34,8 @@ const (
 	metricUnacked      = "mqtt_unacked"
 	metricDropped      = "mqtt_dropped_total"
 	metricDecodeErrors = "mqtt_decode_errors_total"
+	metricRebirths     = "mqtt_sparkplug_rebirths_total" // rebirths that were asked for
+	metricSkewed       = "mqtt_clock_skew_total"         // records whose time is too far from ours
 
 	reasonBufferFull = "buffer_full"
 	reasonTooLarge   = "too_large"
@@ -43,6 +46,9 @@ const (
 // settleTime is how long an ending source waits for the pipeline to settle
 // what it has, so that a clean restart does not make the broker send it again.
 const settleTime = time.Second
+
+// maxCommands is how many commands wait for a connection at most.
+const maxCommands = 100
 
 // goodbyeTime is how long a broker that does not read may hold up the end of a
 // connection.
@@ -57,7 +63,8 @@ type Deps struct {
 	// every other. Not needed when the configuration names a client id.
 	HostID string
 	// StateDir, when not "", keeps the names of the subscriptions of a persistent
-	// session, so that those that leave the configuration leave the broker too.
+	// session, so that those that leave the configuration leave the broker too,
+	// and what Sparkplug births have told.
 	StateDir string
 }
 
@@ -74,7 +81,8 @@ type Source struct {
 	status    *sources.Status
 	log       *slog.Logger
 	now       func() time.Time
-	flaps     int // connections in a row that the broker ended at once
+	commands  chan string // topics of Sparkplug commands to be published
+	flaps     int         // connections in a row that the broker ended at once
 }
 
 var _ sources.Source = (*Source)(nil)
@@ -91,7 +99,8 @@ func New(name, endpoint string, tags map[string]string, cfg Config, deps Deps) (
 	cfg = cfg.withDefaults()
 	s := &Source{name: name, cfg: cfg, status: deps.Status, log: deps.Logger, now: deps.Now,
 		subs: subscriptions(cfg.Topics), clientID: cfg.ClientID,
-		buf: newBuffer(cfg.BufferMaxMessages, max(bufferBytes, 2*cfg.MaxPayloadBytes))}
+		commands: make(chan string, maxCommands),
+		buf:      newBuffer(cfg.BufferMaxMessages, max(bufferBytes, 2*cfg.MaxPayloadBytes))}
 	if s.now == nil {
 		s.now = time.Now
 	}
@@ -103,7 +112,7 @@ func New(name, endpoint string, tags map[string]string, cfg Config, deps Deps) (
 	}
 	s.filters = newFilterFile(deps.StateDir, s.clientID)
 	var err error
-	if s.mapper, err = newMapper(name, tags, cfg); err != nil {
+	if s.mapper, err = newMapper(tags, s, tablesDir(deps.StateDir, s.clientID)); err != nil {
 		return nil, fmt.Errorf("configure source %s: %w", name, err)
 	}
 	for _, raw := range append([]string{endpoint}, cfg.Endpoints...) {
@@ -209,6 +218,8 @@ func (s *Source) write(c *connection, stop <-chan struct{}) {
 			stopped = true
 		case <-s.buf.ackReady:
 		case <-c.guard.queued:
+		case topic := <-s.commands:
+			c.guard.enqueue(publishPacket(c.guard.v5, topic, sparkplug.Rebirth(uint64(s.now().UnixMilli()))))
 		}
 		if !c.client.open() {
 			continue

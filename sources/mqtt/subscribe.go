@@ -158,8 +158,20 @@ func newFilterFile(dir, clientID string) filterFile {
 	if dir == "" {
 		return ""
 	}
+	return filterFile(statePath(dir, clientID) + ".json")
+}
+
+// tablesDir is where the tables of Sparkplug edge nodes are kept; "" keeps none.
+func tablesDir(dir, clientID string) string {
+	if dir == "" {
+		return ""
+	}
+	return statePath(dir, clientID) + "-sparkplug"
+}
+
+func statePath(dir, clientID string) string {
 	sum := sha256.Sum256([]byte(clientID))
-	return filterFile(filepath.Join(dir, "mqtt-"+hex.EncodeToString(sum[:8])+".json"))
+	return filepath.Join(dir, "mqtt-"+hex.EncodeToString(sum[:8]))
 }
 
 func (f filterFile) read() ([]string, error) {

@@ -42,6 +42,7 @@ type Sample struct {
 	Reason              string // why Quality is not Good
 	Historical          bool   // published late, after the edge node was cut off
 	Stale               bool   // the edge node or device died
+	Null                bool   // the publisher says that there is no value
 }
 
 // Address is group/node/metric, or group/node/device/metric.
@@ -90,7 +91,7 @@ type node struct {
 
 // device is the part of a table that one birth fills.
 type device struct {
-	Alive   bool                `json:"alive"`
+	Alive   bool                `json:"-"`
 	Types   map[string]DataType `json:"types"` // by the name of the metric
 	Aliases map[uint64]string   `json:"aliases"`
 }
@@ -316,6 +317,7 @@ func (s *Sample) read(m Metric) {
 	case err != nil:
 		s.Quality, s.Reason = Bad, err.Error()
 	case m.Null:
+		s.Null = true
 		s.Quality, s.Reason = Bad, "the edge node says that the metric has no value (is_null)"
 	default:
 		s.Value = v
@@ -346,7 +348,6 @@ func (h *Host) nodeDeath(n *node, p Payload) Reading {
 	}
 	n.born = false
 	n.hasSeq = false
-	h.dirty[n.key()] = n
 	return r
 }
 
@@ -355,7 +356,6 @@ func (h *Host) deviceDeath(n *node, t topic, p Payload) Reading {
 	for i := range r.Samples {
 		r.Samples[i].Time = micros(p.Timestamp)
 	}
-	h.dirty[n.key()] = n
 	return r
 }
 

@@ -19,11 +19,11 @@ import (
 // doubtful until the next birth anyhow.
 type store string
 
-// table is a file.
+// table is a file. It does not say who died: a death that the pipeline had not
+// made durable comes again after a restart, and must find its metrics alive.
 type table struct {
 	Group    string             `json:"group"`
 	Node     string             `json:"node"`
-	Born     bool               `json:"born"`
 	BdSeq    uint64             `json:"bd_seq"`
 	HasBdSeq bool               `json:"has_bd_seq"`
 	Devices  map[string]*device `json:"devices"`
@@ -70,8 +70,9 @@ func readTable(path string) (*node, error) {
 		if d == nil {
 			return nil, fmt.Errorf("parse: device %q is null", name)
 		}
+		d.Alive = true
 	}
-	return &node{group: t.Group, name: t.Node, born: t.Born, bdSeq: t.BdSeq, hasBdSeq: t.HasBdSeq, devices: t.Devices}, nil
+	return &node{group: t.Group, name: t.Node, born: true, bdSeq: t.BdSeq, hasBdSeq: t.HasBdSeq, devices: t.Devices}, nil
 }
 
 // Save writes the tables that changed. It is called before what the changes
@@ -94,7 +95,7 @@ func (s store) write(n *node) error {
 	if err := os.MkdirAll(string(s), 0o700); err != nil {
 		return err
 	}
-	data, err := json.Marshal(table{n.group, n.name, n.born, n.bdSeq, n.hasBdSeq, n.devices})
+	data, err := json.Marshal(table{n.group, n.name, n.bdSeq, n.hasBdSeq, n.devices})
 	if err != nil {
 		return err
 	}
