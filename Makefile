@@ -17,7 +17,7 @@ CONFORMANCE := $(patsubst conformance/install-%.sh,%,$(wildcard conformance/inst
 
 export CGO_ENABLED ?= 0
 
-.PHONY: build demo test check lint vet generated race conformance conformance-smoke bench clean
+.PHONY: build demo test check lint vet generated race conformance conformance-smoke bench bench-sources clean
 
 build: ## one static binary
 	$(GO) build $(GOFLAGS) -ldflags '$(LDFLAGS)' -o bin/edgehost .
@@ -65,6 +65,10 @@ conformance-%: build
 
 bench: ## JSON lines; exits 1 when a gate fails
 	@echo 'no benchmark yet has a gate' && exit 1
+
+bench-sources: ## sources against bare libraries and C clients; needs the peers of conformance
+	conformance/install-modbus.sh
+	$(GO) run $(GOFLAGS) ./bench/sources
 
 clean:
 	rm -rf bin $(CACHE)

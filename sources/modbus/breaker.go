@@ -20,11 +20,11 @@ const (
 	unitProbe // down, but one request is due
 )
 
-func (u *unit) state(now time.Time) unitState {
+func (u *unit) state() unitState {
 	switch {
 	case u.until.IsZero():
 		return unitUp
-	case now.Before(u.until):
+	case time.Until(u.until) > 0:
 		return unitDown
 	}
 	return unitProbe

@@ -1,6 +1,7 @@
 package modbus
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"runtime/debug"
@@ -84,10 +85,25 @@ type member struct {
 	retries int
 	breaker BreakerConfig
 	groups  []*pollGroup
-	results chan result // waiting slots for each group: the bus never waits for a source
-	down    chan error  // one slot: the connection cannot be opened
+	box     *box       // at most waiting results of each group: the bus never waits for a source
+	down    chan error // one slot: the connection cannot be opened
 	bus     *bus
 	left    atomic.Bool // it is off the bus
+	tally   tally       // bus only
+}
+
+// tally is what was counted since it was settled: counting in the status costs
+// too much for every poll of a bus that is never idle.
+type tally struct {
+	polls, requests int
+	spent           time.Duration
+}
+
+func (m *member) settle() {
+	m.status.Add(MetricPolls, float64(m.tally.polls))
+	m.status.Add(MetricRequests, float64(m.tally.requests))
+	m.status.Add(MetricPollSeconds, m.tally.spent.Seconds())
+	m.tally = tally{}
 }
 
 // waiting is how many results of a group may wait to be emitted: one that the
@@ -99,17 +115,36 @@ type pollGroup struct {
 	group
 	next   time.Time    // bus only
 	queued atomic.Int32 // results that are not emitted yet, at most waiting
+	boxed  atomic.Bool  // one of them lies in the box
 	memory *memory
 
 	// The plan, made anew when memory has changed; bus only.
-	plan    [][]int
+	plan    []run
 	planned int // version of memory that plan is made of, -1: none
 }
 
+// run is one request: the points that it reads, and where they lie.
+type run struct {
+	points []int
+	start  uint16
+	count  int
+	quiet  *quiet // nil: every reply is looked at
+}
+
+func newRun(points []Point, list []int) run {
+	start, count := span(points, list)
+	return run{list, start, count, nil}
+}
+
 // runs returns the requests of the group's next poll.
-func (g *pollGroup) runs(l limits, points []Point) [][]int {
+func (g *pollGroup) runs(l limits, points []Point) []run {
 	if v := g.memory.current(); v != g.planned {
-		g.plan, g.planned = l.runs(points, g.points, g.memory), v
+		g.plan, g.planned = nil, v
+		for _, list := range l.runs(points, g.points, g.memory) {
+			r := newRun(points, list)
+			r.quiet = newQuiet(points, list)
+			g.plan = append(g.plan, r)
+		}
 	}
 	return g.plan
 }
@@ -127,10 +162,11 @@ type block struct {
 	data   data
 	at     time.Time // midpoint of request and reply; of an error: when it was known
 	err    error
+	quiet  *quiet // of the request; nil: it is not of the plan, or must be looked at
 }
 
 // bus is one connection and the goroutine that owns it: run sleeps until the
-// earliest group is due, polls it, and hands the result to its member.
+// earliest group is due, polls it, and puts the result into its member's box.
 type bus struct {
 	buses *Buses
 	rtu   bool // replies carry no transaction number
@@ -148,6 +184,7 @@ type bus struct {
 	quietUntil time.Time
 	lastEnd    time.Time // of the last request
 	units      map[uint8]*unit
+	unheard    []*member // whose boxes got something and who were not woken since
 }
 
 func (b *bus) poke() {
@@ -166,12 +203,27 @@ func (b *bus) run() {
 			}
 			continue
 		}
-		if wait := time.Until(g.next); wait > 0 {
+		now := time.Now()
+		if wait := g.next.Sub(now); wait > 0 {
+			b.knockAll()
 			b.sleep(wait)
 			continue
 		}
-		b.tick(m, g)
+		if g.boxed.Load() {
+			b.knockAll()
+		}
+		b.tick(m, g, now)
 	}
+}
+
+// knockAll wakes the members whose results wait in their boxes, and settles their
+// tallies.
+func (b *bus) knockAll() {
+	for _, m := range b.unheard {
+		m.settle()
+		m.box.knock()
+	}
+	b.unheard = b.unheard[:0]
 }
 
 // earliest returns the group with the earliest deadline, so that no group
@@ -233,8 +285,7 @@ func (b *bus) retire() bool {
 // tick polls g once. Deadlines are multiples of the interval from the start: a
 // poll that is late by less than an interval is made, ticks that have passed
 // altogether are counted and skipped, and nothing drifts.
-func (b *bus) tick(m *member, g *pollGroup) {
-	now := time.Now()
+func (b *bus) tick(m *member, g *pollGroup, now time.Time) {
 	if g.next.IsZero() {
 		g.next = now
 	}
@@ -248,16 +299,24 @@ func (b *bus) tick(m *member, g *pollGroup) {
 		m.status.Add(MetricBackpressure, 1)
 		return
 	}
-	p := poller{bus: b, member: m, group: g, budget: splitsPerPoll}
-	err := b.guard(p.poll)
-	if err == errLeft {
+	p := poller{bus: b, member: m, group: g, begin: now, budget: splitsPerPoll}
+	err := b.guard(&p)
+	if errors.Is(err, errLeft) {
 		return
 	}
-	m.status.Add(MetricPolls, 1)
-	m.status.Add(MetricPollSeconds, time.Since(now).Seconds())
+	took := time.Since(now)
+	m.tally.polls++
+	m.tally.requests += p.requests
+	m.tally.spent += took
+	if err != nil || took >= gatherTime {
+		m.settle()
+	}
 	if len(p.out) > 0 {
 		g.queued.Add(1)
-		m.results <- result{g, p.out}
+		m.box.put(result{g, p.out})
+		if !slices.Contains(b.unheard, m) {
+			b.unheard = append(b.unheard, m)
+		}
 	}
 	if err != nil {
 		b.fail(err)
@@ -266,7 +325,7 @@ func (b *bus) tick(m *member, g *pollGroup) {
 
 // guard makes an error of a panic: the bus's goroutine has no supervisor of its
 // own, and one source's fault must not end the process.
-func (b *bus) guard(poll func() error) (err error) {
+func (b *bus) guard(poll *poller) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			b.log.Error("modbus poll panicked", "panic", p, "stack", string(debug.Stack()))
@@ -274,7 +333,7 @@ func (b *bus) guard(poll func() error) (err error) {
 			err = fmt.Errorf("poll panicked: %v", p)
 		}
 	}()
-	return poll()
+	return poll.poll()
 }
 
 // fail tells every member that the connection cannot be opened, and takes them

@@ -72,9 +72,8 @@ func (b *bus) firstDoubt(slave uint8, u *unit) {
 			if g.slave != slave {
 				continue
 			}
-			for _, run := range g.runs(m.limits, m.points) {
-				start, count := span(m.points, run)
-				u.doubt.add(g.table, start, count)
+			for _, r := range g.runs(m.limits, m.points) {
+				u.doubt.add(g.table, r.start, r.count)
 			}
 		}
 	}

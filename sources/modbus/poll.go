@@ -3,6 +3,7 @@ package modbus
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/edgehost/edgehost/sources"
@@ -33,10 +34,13 @@ type poller struct {
 	bus    *bus
 	member *member
 	group  *pollGroup
+	begin  time.Time
 	budget int // splits left
-	out    []block
-	failed bool  // a read failed otherwise than by a refusal
-	down   error // the connection cannot be opened
+
+	out      []block
+	requests int
+	failed   bool  // a read failed otherwise than by a refusal
+	down     error // the connection cannot be opened
 }
 
 // errLeft says that the source that asked is gone.
@@ -45,40 +49,41 @@ var errLeft = errors.New("source left the connection")
 // poll reads every point of the group into p.out. Its error means that the
 // connection cannot be opened, or is errLeft.
 func (p *poller) poll() error {
-	now := time.Now()
-	refused, reasons, retry := p.group.memory.holesOf(p.group.points, now)
+	refused, reasons, retry := p.group.memory.holesOf(p.group.points, p.begin)
 	for i := range refused {
-		p.out = append(p.out, block{points: refused[i : i+1], at: now, err: reasons[i]})
+		p.out = append(p.out, block{points: refused[i : i+1], at: p.begin, err: reasons[i]})
 	}
-	for _, run := range p.group.runs(p.member.limits, p.member.points) {
-		p.fetch(run)
+	runs := p.group.runs(p.member.limits, p.member.points)
+	p.out = slices.Grow(p.out, len(runs))
+	for i := range runs {
+		p.fetch(runs[i])
 	}
 	if retry >= 0 {
-		p.fetch([]int{retry})
+		p.fetch(newRun(p.member.points, []int{retry}))
 	}
 	return p.down
 }
 
-// fetch reads the points of list in one request. When the device refuses it,
-// the list is cut in two, until the refused points are found (then hole is true,
-// and later polls go around them) or both halves are accepted (then the hole,
-// or a limit of the device, lies between them, and later polls cut there).
-func (p *poller) fetch(list []int) (hole bool) {
+// fetch makes one request. When the device refuses it, its points are cut in
+// two, until the refused points are found (then hole is true, and later polls go
+// around them) or both halves are accepted (then the hole, or a limit of the
+// device, lies between them, and later polls cut there).
+func (p *poller) fetch(r run) (hole bool) {
 	if p.down == nil && p.member.left.Load() {
 		p.down = errLeft
 	}
 	if p.down != nil {
 		return false
 	}
-	start, count := span(p.member.points, list)
-	d, at, err := p.read(start, count)
+	list := r.points
+	d, at, err := p.read(r.start, r.count)
 	memory := p.group.memory
 	switch {
 	case err == nil:
 		if len(list) == 1 && memory.refused(list[0]) {
 			memory.acceptAll(p.group.points)
 		}
-		p.out = append(p.out, block{points: list, start: start, data: d, at: at})
+		p.out = append(p.out, block{points: list, start: r.start, data: d, at: at, quiet: r.quiet})
 	case p.down != nil:
 	case !p.refusal(err):
 		p.failed = true
@@ -102,8 +107,8 @@ func (p *poller) split(list []int, err error) (hole bool) {
 	}
 	p.budget--
 	p.member.status.Add(MetricSplits, 1)
-	left := p.fetch(list[:mid])
-	right := p.fetch(list[mid:])
+	left := p.fetch(newRun(p.member.points, list[:mid]))
+	right := p.fetch(newRun(p.member.points, list[mid:]))
 	if !left && !right && !p.failed && p.down == nil {
 		p.group.memory.setCut(list[mid])
 	}
@@ -118,20 +123,19 @@ func (p *poller) give(list []int, err error) {
 // refusal reports whether err means that the device does not have an address,
 // or not so many in one request. Some devices say it with a malformed exception.
 func (p *poller) refusal(err error) bool {
-	return err == illegalAddress || err == illegalValue || (errors.Is(err, errOdd) && !p.bus.rtu)
+	return errors.Is(err, illegalAddress) || errors.Is(err, illegalValue) || (errors.Is(err, errOdd) && !p.bus.rtu)
 }
 
 // read makes one request, with the configured retries.
 func (p *poller) read(start uint16, count int) (data, time.Time, error) {
 	b, u := p.bus, p.bus.unit(p.group.slave)
-	tries := 1 + p.member.retries
-	switch u.state(time.Now()) {
+	t := tries{left: 1 + p.member.retries, free: 1}
+	switch u.state() {
 	case unitDown:
 		return data{}, time.Time{}, fmt.Errorf("unit %d is left alone for a while: %w", p.group.slave, u.err)
 	case unitProbe:
-		tries = 1
+		t.left = 1
 	}
-	odd, free := 0, 1
 	for {
 		if err := b.connect(); err != nil {
 			p.down = err
@@ -139,46 +143,61 @@ func (p *poller) read(start uint16, count int) (data, time.Time, error) {
 		}
 		reused := b.used
 		d, at, err := p.exchange(u, start, count)
-		var ex exception
-		var lost lostError
-		switch {
-		case err == nil:
+		if err == nil {
 			p.unitAnswered(u)
 			return d, at, nil
-		case sources.ErrorState(err) == sources.AuthFailed:
-			p.down = err
-			return data{}, at, err
-		case errors.As(err, &ex):
-			if ex == gatewayPath || ex == gatewaySilent {
-				p.unitFailed(u, err)
-			} else {
-				p.unitAnswered(u)
-			}
-			if ex != busy && ex != acknowledge {
-				return data{}, at, err
-			}
-		case errors.As(err, &lost) && reused && free > 0:
-			// The peer may close what was idle, or have restarted: no fault of the unit.
-			free--
-			tries++
-		case errors.Is(err, errOdd) && !b.rtu:
-			if odd++; odd == 2 {
-				return data{}, at, err
-			}
-			tries++
-		default:
-			p.unitFailed(u, err)
 		}
-		tries--
-		if tries <= 0 || u.state(time.Now()) == unitDown {
+		if !p.again(&t, u, err, reused) {
 			return data{}, at, err
 		}
 	}
 }
 
+// tries is what is left of the tries of one read.
+type tries struct {
+	left int
+	free int // for connections that were found closed
+	odd  int // replies that did not fit
+}
+
+// again judges a failed try and reports whether there is another. reused says
+// that the connection had carried a reply before.
+func (p *poller) again(t *tries, u *unit, err error, reused bool) bool {
+	var ex exception
+	var lost lostError
+	switch {
+	case sources.ErrorState(err) == sources.AuthFailed:
+		p.down = err
+		return false
+	case errors.As(err, &ex):
+		if ex == gatewayPath || ex == gatewaySilent {
+			p.unitFailed(u, err)
+		} else {
+			p.unitAnswered(u)
+		}
+		if ex != busy && ex != acknowledge {
+			return false
+		}
+	case errors.As(err, &lost) && reused && t.free > 0:
+		// The peer may close what was idle, or have restarted: no fault of the unit.
+		t.free--
+		return true
+	case errors.Is(err, errOdd) && !p.bus.rtu:
+		t.odd++
+		return t.odd < 2
+	default:
+		p.unitFailed(u, err)
+	}
+	t.left--
+	return t.left > 0 && u.state() != unitDown
+}
+
 // exchange makes sure that the unit is in step, and sends one read.
 func (p *poller) exchange(u *unit, start uint16, count int) (data, time.Time, error) {
-	if u.doubt.expire(time.Now()); len(u.doubt) > 0 {
+	if len(u.doubt) > 0 {
+		u.doubt.expire(time.Now())
+	}
+	if len(u.doubt) > 0 {
 		if err := p.resync(u, start, count); err != nil {
 			return data{}, time.Now(), err
 		}
@@ -188,27 +207,34 @@ func (p *poller) exchange(u *unit, start uint16, count int) (data, time.Time, er
 
 // request sends one read on the open connection and closes it when it failed.
 func (p *poller) request(u *unit, start uint16, count int) (data, time.Time, error) {
-	b, status := p.bus, p.member.status
-	b.pause(b.conn.pauseBetween - time.Since(b.lastEnd))
+	b := p.bus
+	if b.conn.pauseBetween > 0 {
+		b.pause(b.conn.pauseBetween - time.Since(b.lastEnd))
+	}
 	begin := time.Now()
 	d, err := b.link.read(p.group.slave, p.group.table, start, count)
 	end := time.Now()
 	b.lastEnd, b.used = end, true
-	status.Add(MetricRequests, 1)
-	var ex exception
-	switch {
-	case err == nil:
-	case errors.As(err, &ex):
-		status.Add(MetricExceptions, 1)
-	default:
-		if errors.Is(err, errSilent) {
-			status.Add(MetricTimeouts, 1)
-		}
-		status.Add(MetricReopens, 1)
-		if b.rtu {
-			u.doubt.add(p.group.table, start, count)
-		}
-		b.drop(err)
+	p.requests++
+	if err != nil {
+		p.requestFailed(u, start, count, err)
 	}
 	return d, begin.Add(end.Sub(begin) / 2), err
+}
+
+func (p *poller) requestFailed(u *unit, start uint16, count int, err error) {
+	status := p.member.status
+	var ex exception
+	if errors.As(err, &ex) {
+		status.Add(MetricExceptions, 1)
+		return
+	}
+	if errors.Is(err, errSilent) {
+		status.Add(MetricTimeouts, 1)
+	}
+	status.Add(MetricReopens, 1)
+	if p.bus.rtu {
+		u.doubt.add(p.group.table, start, count)
+	}
+	p.bus.drop(err)
 }

@@ -106,6 +106,7 @@ func (s *Source) relearn() {
 	if !s.forget.Swap(false) {
 		return
 	}
+	s.epoch++
 	for i := range s.states {
 		s.states[i].at, s.states[i].bad = time.Time{}, false
 	}
@@ -113,17 +114,9 @@ func (s *Source) relearn() {
 
 // records appends the records that r makes.
 func (s *Source) records(recs []abi.Record, r result) []abi.Record {
-	s.relearn()
-	s.ingest = sources.Micros(time.Now())
-	before, bytes := len(recs), 0
 	for _, b := range r.blocks {
-		bytes += len(b.data.words) + (len(b.data.bits)+7)/8
-		for _, i := range b.points {
-			recs = s.point(recs, i, b)
-		}
-	}
-	if len(recs) > before || bytes > 0 {
-		s.deps.Status.Read(len(recs)-before, bytes)
+		s.bytes += len(b.data.words) + (len(b.data.bits)+7)/8
+		recs = s.block(recs, b)
 	}
 	return recs
 }
@@ -181,6 +174,7 @@ func (s *Source) fail(recs []abi.Record, i int, at time.Time, q quality) []abi.R
 		return recs
 	}
 	st.bad = true
+	s.epoch++
 	attrs := s.newAttrs(i)
 	attrs = append(attrs, abi.Attr{Key: abi.AttrQuality, Value: abi.String("Bad")},
 		abi.Attr{Key: abi.AttrStatus, Value: abi.String(q.name)},

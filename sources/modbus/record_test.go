@@ -141,6 +141,52 @@ registers:
 	})
 }
 
+// TestRepliesThatAreAlike holds on_change to its word where a reply is compared
+// as a whole: after a failure in between, and after a batch that was not stored.
+func TestRepliesThatAreAlike(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		line := &fakeLine{answer: answerAfter(0)}
+		b := newBench(t, line, "modbus+tcp://h", "retries: 0\nreport: on_change\nregisters: [{address: 40001, register_type: holding, count: 3}, {address: 10001, register_type: discrete, count: 3}]")
+		stop := b.run(t)
+		after := func(d time.Duration) int {
+			time.Sleep(d)
+			synctest.Wait()
+			return len(b.take())
+		}
+		if n := after(2500 * time.Millisecond); n != 6 {
+			t.Errorf("three polls that are alike made %d records, want 6", n)
+		}
+		line.set(func(request) (data, error) { return data{}, exception(4) }, nil)
+		if n := after(2 * time.Second); n != 6 {
+			t.Errorf("two polls that failed made %d records, want 6", n)
+		}
+		line.set(answerAfter(0), nil)
+		if n := after(2 * time.Second); n != 6 {
+			t.Errorf("%d records after the failure, want 6 although the replies are like those before it", n)
+		}
+		b.mu.Lock()
+		b.verdict = errors.New("not stored")
+		b.mu.Unlock()
+		line.set(func(r request) (data, error) {
+			d := numbered(r)
+			if len(d.words) > 0 {
+				d.words[1]++
+			}
+			return d, nil
+		}, nil)
+		if n := after(time.Second); n != 1 {
+			t.Errorf("one register changed and made %d records", n)
+		}
+		b.mu.Lock()
+		b.verdict = nil
+		b.mu.Unlock()
+		if n := after(2 * time.Second); n != 6 {
+			t.Errorf("%d records after a batch that was not stored, want all 6 again", n)
+		}
+		stop()
+	})
+}
+
 func TestHeartbeatAndQualityAreReportedOnChange(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var v atomic.Int64

@@ -17,6 +17,7 @@ package modbus
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -46,13 +47,16 @@ type Source struct {
 	deps     Deps
 
 	// Run's own, kept from one Run to the next.
-	states []pointState
-	attrs  [][]abi.Attr // by point: what never changes
-	forget atomic.Bool  // a batch was not stored: report everything anew
-	spare  []abi.Attr   // room for the attributes of the next records
-	last   int          // records of the last batch
-	ingest int64        // IngestTime of the records that are being made
-	dirty  bool         // a point became known, good or bad since the last report
+	states  []pointState
+	attrs   [][]abi.Attr // by point: what never changes
+	forget  atomic.Bool  // a batch was not stored: report everything anew
+	epoch   int          // grows when a reply like the last one can make records again
+	spare   []abi.Attr   // room for the attributes of the next records
+	last    int          // records of the last batch
+	bytes   int          // of replies that are not counted yet
+	results []result     // room for the next results
+	ingest  int64        // IngestTime of the records that are being made
+	dirty   bool         // a point became known, good or bad since the last report
 }
 
 // New makes the source called name in the configuration. endpoint is
@@ -176,15 +180,16 @@ func (s *Source) Run(ctx context.Context, emit sources.Emit) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case r := <-m.results:
-			if err := s.deliver(ctx, emit, m, r); err != nil {
-				return err
-			}
+		case <-m.box.ready:
+		case <-m.box.late.C:
 		case down := <-m.down:
 			if err := s.lost(ctx, emit, m, down); err != nil {
 				return err
 			}
 			return down
+		}
+		if err := s.deliver(ctx, emit, m); err != nil {
+			return err
 		}
 	}
 }
@@ -192,48 +197,65 @@ func (s *Source) Run(ctx context.Context, emit sources.Emit) error {
 func (s *Source) member() *member {
 	c := s.config
 	m := &member{source: s.name, status: s.deps.Status, points: s.points, limits: c.limits(), retries: *c.Retries,
-		breaker: c.UnitBreaker, results: make(chan result, waiting*len(s.groups)), down: make(chan error, 1)}
+		breaker: c.UnitBreaker, box: newBox(), down: make(chan error, 1)}
 	for i, g := range s.groups {
 		m.groups = append(m.groups, &pollGroup{group: g, memory: s.memories[i], planned: -1})
 	}
 	return m
 }
 
-// deliver makes records of r, and of what other groups have ready, and emits
-// them. The groups can be polled again afterwards.
-func (s *Source) deliver(ctx context.Context, emit sources.Emit, m *member, r result) error {
-	done := []*pollGroup{r.group}
-	recs := s.records(make([]abi.Record, 0, s.last), r)
-	for more := true; more && len(recs) < sources.BatchRecords; {
-		select {
-		case r = <-m.results:
-			recs = s.records(recs, r)
-			done = append(done, r.group)
-		default:
-			more = false
+// deliver makes records of what lies in the box and emits them, in batches that
+// are whole polls of a group. Each group can be polled again as soon as its poll
+// is emitted.
+func (s *Source) deliver(ctx context.Context, emit sources.Emit, m *member) error {
+	list := m.box.take(s.results)
+	s.results = list
+	var recs []abi.Record
+	from := 0
+	for i := range list {
+		if i == from {
+			s.relearn()
+			s.ingest = sources.Micros(time.Now())
+			recs = make([]abi.Record, 0, s.last)
 		}
+		recs = s.records(recs, list[i])
+		if len(recs) < sources.BatchRecords && i+1 < len(list) {
+			continue
+		}
+		s.last = len(recs)
+		s.count(recs)
+		s.report()
+		if err := s.send(ctx, emit, recs); err != nil {
+			return err
+		}
+		for _, done := range list[from : i+1] {
+			done.group.queued.Add(-1)
+		}
+		from = i + 1
 	}
-	s.last = len(recs)
-	s.report()
-	if err := s.send(ctx, emit, recs); err != nil {
-		return err
-	}
-	for _, g := range done {
-		g.queued.Add(-1)
-	}
+	clear(list)
 	return nil
+}
+
+// count counts recs and the bytes that carried them.
+func (s *Source) count(recs []abi.Record) {
+	if len(recs) > 0 || s.bytes > 0 {
+		s.deps.Status.Read(len(recs), s.bytes)
+	}
+	s.bytes = 0
 }
 
 // lost delivers what was read before the connection went down, and then one bad
 // record for each point that was not bad.
 func (s *Source) lost(ctx context.Context, emit sources.Emit, m *member, down error) error {
 	var recs []abi.Record
-	for len(m.results) > 0 {
-		recs = s.records(recs, <-m.results)
-	}
-	s.relearn()
 	now := time.Now()
 	s.ingest = sources.Micros(now)
+	s.relearn()
+	for _, r := range m.box.take(nil) {
+		recs = s.records(recs, r)
+	}
+	s.count(recs)
 	for i := range s.points {
 		recs = s.fail(recs, i, now, quality{statusNotConnected, "BadNotConnected", down.Error()})
 	}
@@ -248,7 +270,7 @@ func (s *Source) send(ctx context.Context, emit sources.Emit, recs []abi.Record)
 		n := min(len(recs), sources.BatchRecords)
 		batch := sources.Batch{Time: sources.Micros(time.Now()), Records: recs[:n:n]}
 		err := emit(ctx, batch, func(err error) {
-			if err != nil && err != sources.ErrDropped {
+			if err != nil && !errors.Is(err, sources.ErrDropped) {
 				s.deps.Status.Fail("not_stored", n)
 				s.forget.Store(true)
 			}
@@ -256,7 +278,7 @@ func (s *Source) send(ctx context.Context, emit sources.Emit, recs []abi.Record)
 		if err != nil {
 			s.forget.Store(true)
 			if ctx.Err() != nil {
-				return nil
+				return ctx.Err()
 			}
 			return fmt.Errorf("emit batch: %w", err)
 		}

@@ -92,7 +92,7 @@ func (s *Source) dial(ctx context.Context, to endpoint) (*connection, error) {
 	if err != nil {
 		return nil, s.connectError(to, false, err)
 	}
-	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
 	v5 := s.cfg.ProtocolVersion == version5
 	c := &connection{lost: make(chan error, 1), to: to,
 		guard: newGuard(conn, v5, s.cfg.MaxPayloadBytes, func(m *message) { s.receive(number, m) })}
@@ -102,7 +102,7 @@ func (s *Source) dial(ctx context.Context, to endpoint) (*connection, error) {
 		err = s.begin3(c)
 	}
 	if err != nil {
-		c.guard.Close()
+		_ = c.guard.Close()
 		return nil, err
 	}
 	c.since = time.Now()
@@ -115,7 +115,7 @@ func (c *connection) close() {
 		_ = c.guard.SetWriteDeadline(time.Now().Add(goodbyeTime)) // or the goodbye may wait for ever
 		c.client.disconnect()
 	}
-	c.guard.Close()
+	_ = c.guard.Close()
 }
 
 // openConn opens the network connection, with TLS when tlsConfig is set.
@@ -129,7 +129,7 @@ func openConn(ctx context.Context, to endpoint, tlsConfig *tls.Config, timeout t
 	}
 	secure := tls.Client(conn, tlsConfig)
 	if err := secure.HandshakeContext(ctx); err != nil {
-		conn.Close()
+		_ = conn.Close()
 		return nil, err
 	}
 	return secure, nil
@@ -153,7 +153,7 @@ func openWebsocket(ctx context.Context, to endpoint, tlsConfig *tls.Config, time
 	case <-ctx.Done():
 		go func() {
 			if r := <-dialled; r.err == nil {
-				r.conn.Close()
+				_ = r.conn.Close()
 			}
 		}()
 		return nil, ctx.Err()

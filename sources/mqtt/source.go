@@ -226,7 +226,7 @@ func (s *Source) write(c *connection, stop <-chan struct{}) {
 		}
 		if err := c.guard.send(s.buf.takeAcks(), s.cfg.connectTimeout()); err != nil {
 			c.lose(fmt.Errorf("acknowledge: %w", err))
-			c.guard.Close()
+			_ = c.guard.Close()
 		}
 	}
 }

@@ -1,0 +1,249 @@
+package main
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/simonvetter/modbus"
+
+	"github.com/edgehost/edgehost/sources"
+	ours "github.com/edgehost/edgehost/sources/modbus"
+)
+
+// The gates of the modbus source. A poll is one request and its reply.
+const (
+	leastOfLibrary   = 0.95 // polls a second, of the bare Go library that the source stands on
+	leastOfLibmodbus = 0.6  // polls a second, of a bare libmodbus client
+	mostRequests     = 3    // for 200 scattered fields, with default settings
+)
+
+const (
+	modbusRounds = 15
+	modbusTurn   = 250 * time.Millisecond
+	modbusWarmUp = 50 * time.Millisecond
+	modbusUnits  = 40 // so that a source with an interval of 1 ms is never idle
+)
+
+// modbusPeers is the C programs, and the server that runs.
+type modbusPeers struct {
+	client, port string
+}
+
+func benchModbus(ctx context.Context, r *report) error {
+	if err := planModbus(r); err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp("", "edgehost-bench-")
+	if err != nil {
+		return fmt.Errorf("make temporary folder: %w", err)
+	}
+	defer func() { _ = os.RemoveAll(dir) }()
+	p, stop, err := startModbusPeers(ctx, dir)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	for _, registers := range []int{10, 125} {
+		if err := raceModbus(ctx, r, p, registers); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// planModbus counts the requests for 200 fields that are strewn over 370
+// registers.
+func planModbus(r *report) error {
+	var cfg ours.Config
+	for _, at := range rand.New(rand.NewPCG(1, 2)).Perm(370)[:200] {
+		cfg.Registers = append(cfg.Registers, ours.Register{Address: ours.Address(strconv.Itoa(40001 + at)), RegisterType: ours.Holding})
+	}
+	plan, err := ours.Plan(cfg)
+	if err != nil {
+		return fmt.Errorf("plan 200 fields: %w", err)
+	}
+	return r.atMost("modbus_requests_for_200_scattered_fields", float64(len(plan)), "requests", mostRequests)
+}
+
+// startModbusPeers compiles the C programs and starts the server.
+func startModbusPeers(ctx context.Context, dir string) (p modbusPeers, stop func(), err error) {
+	server := filepath.Join(dir, "server")
+	p.client = filepath.Join(dir, "client")
+	for out, source := range map[string]string{server: "sources/modbus/testdata/libmodbus_server.c", p.client: "bench/sources/testdata/libmodbus_client.c"} {
+		cc := exec.CommandContext(ctx, "gcc", "-O2", "-Wall", "-I/usr/include/modbus", "-o", out, source, "-lmodbus")
+		if said, err := cc.CombinedOutput(); err != nil {
+			return p, nil, fmt.Errorf("compile %s (run conformance/install-modbus.sh, and this from the root of the repository): %w: %s", source, err, said)
+		}
+	}
+	words := make([]byte, 400)
+	for i := range 200 {
+		words[2*i+1] = byte(i)
+	}
+	image := filepath.Join(dir, "image")
+	if err := os.WriteFile(image, []byte("holding "+hex.EncodeToString(words)+"\n"), 0o600); err != nil {
+		return p, nil, fmt.Errorf("write image: %w", err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return p, nil, fmt.Errorf("find a free port: %w", err)
+	}
+	_, p.port, _ = net.SplitHostPort(l.Addr().String())
+	if err := l.Close(); err != nil {
+		return p, nil, fmt.Errorf("free the port: %w", err)
+	}
+	cmd := exec.Command(server, image, "tcp", p.port)
+	if err := cmd.Start(); err != nil {
+		return p, nil, fmt.Errorf("start server: %w", err)
+	}
+	stop = func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait() // says that it was killed
+	}
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		c, err := net.Dial("tcp", "127.0.0.1:"+p.port)
+		if err == nil {
+			return p, stop, c.Close()
+		}
+		if time.Now().After(deadline) {
+			stop()
+			return p, nil, fmt.Errorf("wait for server: %w", err)
+		}
+	}
+}
+
+// contender polls for one turn and returns its rate; cost is the processor time
+// of a poll in microseconds, 0 when it is another process.
+type contender func(ctx context.Context, p modbusPeers, registers int) (rate, cost float64, err error)
+
+// raceModbus lets the contenders take turns.
+func raceModbus(ctx context.Context, r *report, p modbusPeers, registers int) error {
+	contenders := []contender{
+		func(_ context.Context, p modbusPeers, n int) (float64, float64, error) { return pollLibrary(p, n) },
+		func(ctx context.Context, p modbusPeers, n int) (float64, float64, error) {
+			return pollSource(ctx, p, n, ours.OnChange)
+		},
+		pollLibmodbus,
+		func(ctx context.Context, p modbusPeers, n int) (float64, float64, error) {
+			return pollSource(ctx, p, n, ours.Always)
+		},
+	}
+	rates, costs := make([][]float64, len(contenders)), make([][]float64, len(contenders))
+	for range modbusRounds {
+		for i, poll := range contenders {
+			rate, cost, err := poll(ctx, p, registers)
+			if err != nil {
+				return err
+			}
+			rates[i], costs[i] = append(rates[i], rate), append(costs[i], cost)
+		}
+	}
+	ratio := func(of [][]float64, a, b int) float64 {
+		var all []float64
+		for i := range of[a] {
+			all = append(all, of[a][i]/of[b][i])
+		}
+		return median(all)
+	}
+	prefix := fmt.Sprintf("modbus_%d_registers_", registers)
+	return errors.Join(
+		r.atLeast(prefix+"polls_of_bare_simonvetter", ratio(rates, 1, 0), "ratio", leastOfLibrary),
+		r.atLeast(prefix+"polls_of_bare_libmodbus", ratio(rates, 1, 2), "ratio", leastOfLibmodbus),
+		r.say(prefix+"processor_time_of_bare_simonvetter", ratio(costs, 1, 0), "ratio"),
+		r.say(prefix+"all_records_polls_of_bare_simonvetter", ratio(rates, 3, 0), "ratio"),
+		r.say(prefix+"bare_simonvetter", median(rates[0]), "polls/s"),
+		r.say(prefix+"source", median(rates[1]), "polls/s"),
+		r.say(prefix+"bare_libmodbus", median(rates[2]), "polls/s"),
+		r.say(prefix+"source_all_records", median(rates[3])*float64(registers), "records/s"),
+	)
+}
+
+func pollLibrary(p modbusPeers, registers int) (rate, cost float64, err error) {
+	c, err := modbus.NewClient(&modbus.ClientConfiguration{URL: "tcp://127.0.0.1:" + p.port, Timeout: time.Second})
+	if err != nil {
+		return 0, 0, fmt.Errorf("make client: %w", err)
+	}
+	if err := c.Open(); err != nil {
+		return 0, 0, fmt.Errorf("open connection: %w", err)
+	}
+	defer func() { _ = c.Close() }()
+	polls := 0
+	used, begin := processorTime(), time.Now()
+	for time.Since(begin) < modbusTurn {
+		if _, err := c.ReadRegisters(0, uint16(registers), modbus.HOLDING_REGISTER); err != nil {
+			return 0, 0, fmt.Errorf("read registers: %w", err)
+		}
+		polls++
+	}
+	return perPoll(polls, begin, used)
+}
+
+func perPoll(polls int, begin time.Time, used time.Duration) (rate, cost float64, err error) {
+	took, spent := time.Since(begin), processorTime()-used
+	if polls == 0 {
+		return 0, 0, errors.New("nothing was polled")
+	}
+	return float64(polls) / took.Seconds(), float64(spent.Nanoseconds()) / 1e3 / float64(polls), nil
+}
+
+// pollSource runs a source that always has something to poll, into a sink that
+// keeps nothing. With report on_change a poll is what the bare library does and
+// the decoding and comparing of every value; with always it makes records too.
+func pollSource(ctx context.Context, p modbusPeers, registers int, report ours.Report) (rate, cost float64, err error) {
+	cfg := ours.Config{Addressing: ours.ZeroBased, Report: report, PollIntervalMS: 1}
+	for unit := 1; unit <= modbusUnits; unit++ {
+		cfg.Registers = append(cfg.Registers, ours.Register{Address: "0", Count: registers, RegisterType: ours.Holding, SlaveID: &unit})
+	}
+	log := slog.New(slog.DiscardHandler)
+	status, buses := sources.NewStatus("plc", "modbus"), ours.NewBuses(log)
+	src, err := ours.New("plc", "modbus+tcp://127.0.0.1:"+p.port, nil, cfg, ours.Deps{Log: log, Status: status, Buses: buses})
+	if err != nil {
+		return 0, 0, fmt.Errorf("make source: %w", err)
+	}
+	ctx, stop := context.WithCancel(ctx)
+	ended := make(chan error, 1)
+	go func() {
+		ended <- src.Run(ctx, func(_ context.Context, _ sources.Batch, done func(error)) error { done(nil); return nil })
+	}()
+	time.Sleep(modbusWarmUp)
+	polls := func() int { return int(status.Snapshot().Counters[ours.MetricRequests]) }
+	before, used, begin := polls(), processorTime(), time.Now()
+	time.Sleep(modbusTurn)
+	rate, cost, err = perPoll(polls()-before, begin, used)
+	stop()
+	err = errors.Join(err, <-ended)
+	buses.Wait()
+	return rate, cost, err
+}
+
+func pollLibmodbus(ctx context.Context, p modbusPeers, registers int) (rate, cost float64, err error) {
+	out, err := exec.CommandContext(ctx, p.client, p.port, strconv.Itoa(registers), fmt.Sprint(modbusTurn.Seconds())).Output()
+	if err != nil {
+		return 0, 0, fmt.Errorf("run bare libmodbus client: %w", err)
+	}
+	rate, err = strconv.ParseFloat(strings.TrimSpace(string(out)), 64)
+	if err != nil {
+		return 0, 0, fmt.Errorf("read rate of bare libmodbus client: %w", err)
+	}
+	return rate, 0, nil
+}
+
+// processorTime is what this process has used so far.
+func processorTime() time.Duration {
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		return 0
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
