@@ -68,6 +68,7 @@ bench: ## JSON lines; exits 1 when a gate fails
 
 bench-sources: ## sources against bare libraries and C clients; needs the peers of conformance
 	conformance/install-modbus.sh
+	conformance/install-mqtt.sh
 	$(GO) run $(GOFLAGS) ./bench/sources
 
 clean:
