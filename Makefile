@@ -17,7 +17,7 @@ CONFORMANCE := $(patsubst conformance/install-%.sh,%,$(wildcard conformance/inst
 
 export CGO_ENABLED ?= 0
 
-.PHONY: build demo test check lint vet generated spectest race conformance conformance-smoke bench bench-sources clean
+.PHONY: build demo test check lint vet generated spectest race conformance conformance-smoke bench bench-wasm bench-sources clean
 
 build: ## one static binary
 	$(GO) build $(GOFLAGS) -ldflags '$(LDFLAGS)' -o bin/edgehost .
@@ -66,11 +66,15 @@ conformance-%: build
 	conformance/install-$*.sh
 	$(GO) test $(GOFLAGS) -tags conformance -count=1 -timeout 60m -v $$(cat conformance/$*.packages)
 
-bench: ## JSON lines; exits 1 when a gate fails
-	@echo 'no benchmark yet has a gate' && exit 1
+bench: bench-wasm ## JSON lines; exits 1 when a gate fails
+
+bench-wasm: ## the sandbox beside native Go, Extism and go-plugin
+	conformance/install-wasm.sh
+	cd bench/wasm && $(GO) run $(GOFLAGS) .
 
 bench-sources: ## sources against bare libraries and C clients; needs the peers of conformance
 	conformance/install-modbus.sh
+	conformance/install-mqtt.sh
 	$(GO) run $(GOFLAGS) ./bench/sources
 
 clean:

@@ -27,6 +27,7 @@ type bench struct {
 func main() {
 	benches := []bench{
 		{"modbus", benchModbus},
+		{"mqtt", benchMQTT},
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()

@@ -111,6 +111,7 @@ func set(local int) []byte       { return append([]byte{0x21}, uleb(uint64(local
 func callFn(fn int) []byte       { return append([]byte{0x10}, uleb(uint64(fn))...) }
 func load(off int) []byte        { return cat([]byte{0x28, 0}, uleb(uint64(off))) } // i32
 func store(off int) []byte       { return cat([]byte{0x36, 0}, uleb(uint64(off))) } // i32
+func store8(off int) []byte      { return cat([]byte{0x3a, 0}, uleb(uint64(off))) }
 func when(then ...[]byte) []byte { return cat([]byte{0x04, 0x40}, cat(then...), []byte{0x0b}) }
 func forever(body ...[]byte) []byte {
 	return cat([]byte{0x03, 0x40}, cat(body...), []byte{0x0c, 0, 0x0b})
@@ -127,6 +128,10 @@ var (
 	gtU         = []byte{0x4b}
 	grow        = []byte{0x40, 0}
 	fill        = []byte{0xfc, 0x0b, 0}
+	copyBytes   = []byte{0xfc, 0x0a, 0, 0}
+	gtS         = []byte{0x4a}
+	truncS      = []byte{0xaa} // i32.trunc_f64_s
+	f64nan      = []byte{0x44, 0, 0, 0, 0, 0, 0, 0xf8, 0x7f}
 	ret         = []byte{0x0f}
 	f64zero     = []byte{0x44, 0, 0, 0, 0, 0, 0, 0, 0}
 )
