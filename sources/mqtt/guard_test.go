@@ -79,7 +79,7 @@ func TestGuardTakesMessages(t *testing.T) {
 					t.Errorf("%s: message %d of %d bytes: %+v", name, i, size, m)
 				}
 			}
-			if _, err := packets.ReadPacket(g); err != io.EOF || g.readErr() != io.EOF {
+			if _, err := packets.ReadPacket(g); !errors.Is(err, io.EOF) || !errors.Is(g.readErr(), io.EOF) {
 				t.Errorf("%s: at the end: %v, %v", name, err, g.readErr())
 			}
 		}
@@ -173,7 +173,7 @@ func TestGuardRefuses(t *testing.T) {
 	} {
 		g := newGuard(readerConn{Reader: bytes.NewReader(wire)}, true, 100, func(*message) {})
 		_, err := packets5.ReadPacket(g)
-		if err == nil || !strings.Contains(err.Error(), "malformed") && err != errOldBroker {
+		if err == nil || !strings.Contains(err.Error(), "malformed") && !errors.Is(err, errOldBroker) {
 			t.Errorf("%s: %v, want it called malformed", name, err)
 		}
 	}
