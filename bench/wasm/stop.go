@@ -31,7 +31,7 @@ func stopping(r *report, g *guests, rounds int) error {
 		return err
 	}
 	defer h.Close()
-	const deadline = 30 * time.Millisecond
+	const deadline = 15 * time.Millisecond
 	limits := sandbox.Limits{Deadline: deadline, Fuel: 1 << 50}
 	ctx, bad, good := context.Background(), plant(1, 2, false)[0], plant(1, 1, false)[0]
 	for _, op := range []string{"loop", "tree of calls", "recursion", "fill of 16 MiB"} {
@@ -40,7 +40,7 @@ func stopping(r *report, g *guests, rounds int) error {
 			return err
 		}
 		var late []float64
-		for range 10 * rounds {
+		for range 40 * rounds {
 			begin := time.Now()
 			_, err := i.Process(ctx, bad)
 			took := time.Since(begin)
