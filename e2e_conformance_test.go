@@ -290,16 +290,16 @@ const (
 	second = "c.s.second"
 )
 
-// verdict counts what arrived.
-type verdict struct {
+// arrived counts the rows in the tables.
+type arrived struct {
 	rows, ids, distinct int
 }
 
 // judge checks the rows of some tables together: equal ids on equal rows, and for
 // each table the order within each topic.
-func (s *site) judge(tables ...string) verdict {
+func (s *site) judge(tables ...string) arrived {
 	s.t.Helper()
-	var v verdict
+	var v arrived
 	byID := map[string]string{}
 	seen := map[int]bool{}
 	for _, table := range tables {

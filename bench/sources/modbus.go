@@ -33,7 +33,7 @@ const (
 	modbusRounds = 15
 	modbusTurn   = 250 * time.Millisecond
 	modbusWarmUp = 50 * time.Millisecond
-	modbusUnits  = 40 // so that a source with an interval of 1 ms is never idle
+	modbusUnits  = 120 // so that a source with an interval of 1 ms is never idle
 )
 
 // modbusPeers is the C programs, and the server that runs.

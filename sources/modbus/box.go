@@ -20,8 +20,9 @@ type box struct {
 	ready chan struct{} // one slot
 	late  *time.Timer
 
-	mu   sync.Mutex
-	list []result
+	mu    sync.Mutex
+	list  []result
+	armed bool // late is running: it is not started again for each result, which costs a thread's wake-up
 }
 
 func newBox() *box {
@@ -34,8 +35,9 @@ func newBox() *box {
 func (b *box) put(r result) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if len(b.list) == 0 {
+	if !b.armed {
 		b.late.Reset(gatherTime)
+		b.armed = true
 	}
 	r.group.boxed.Store(true)
 	b.list = append(b.list, r)
@@ -49,11 +51,17 @@ func (b *box) knock() {
 	}
 }
 
+// expire says that late has fired.
+func (b *box) expire() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.armed = false
+}
+
 // take empties the box. into is a list that the caller gives back for reuse.
 func (b *box) take(into []result) []result {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.late.Stop()
 	list := b.list
 	b.list = into[:0]
 	for i := range list {

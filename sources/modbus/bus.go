@@ -1,6 +1,7 @@
 package modbus
 
 import (
+	"container/heap"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -53,6 +54,7 @@ func (bs *Buses) join(s settings, m *member) error {
 	}
 	m.bus = b
 	b.members = append(b.members, m)
+	b.changed.Store(true)
 	b.poke()
 	return nil
 }
@@ -73,6 +75,7 @@ func (bs *Buses) leave(m *member) {
 	defer bs.mu.Unlock()
 	m.left.Store(true)
 	m.bus.members = slices.DeleteFunc(m.bus.members, func(o *member) bool { return o == m })
+	m.bus.changed.Store(true)
 	m.bus.poke()
 }
 
@@ -117,6 +120,8 @@ type pollGroup struct {
 	queued atomic.Int32 // results that are not emitted yet, at most waiting
 	boxed  atomic.Bool  // one of them lies in the box
 	memory *memory
+	slots  [waiting][]block // of the results, in turn; a slot is free when its result is emitted; bus only
+	turn   int
 
 	// The plan, made anew when memory has changed; bus only.
 	plan    []run
@@ -176,6 +181,7 @@ type bus struct {
 	// Under buses.mu.
 	settings settings
 	members  []*member
+	changed  atomic.Bool // members has; set under buses.mu
 
 	// run's own.
 	conn       settings // what link was opened with
@@ -184,6 +190,7 @@ type bus struct {
 	quietUntil time.Time
 	lastEnd    time.Time // of the last request
 	units      map[uint8]*unit
+	schedule   schedule
 	unheard    []*member // whose boxes got something and who were not woken since
 }
 
@@ -196,23 +203,24 @@ func (b *bus) poke() {
 
 func (b *bus) run() {
 	for {
-		m, g := b.earliest()
-		if g == nil {
+		t, ok := b.next()
+		if !ok {
 			if b.retire() {
 				return
 			}
 			continue
 		}
 		now := time.Now()
-		if wait := g.next.Sub(now); wait > 0 {
+		if wait := t.group.next.Sub(now); wait > 0 {
 			b.knockAll()
 			b.sleep(wait)
 			continue
 		}
-		if g.boxed.Load() {
+		if t.group.boxed.Load() {
 			b.knockAll()
 		}
-		b.tick(m, g, now)
+		b.tick(t.member, t.group, now)
+		heap.Fix(&b.schedule, 0)
 	}
 }
 
@@ -226,19 +234,18 @@ func (b *bus) knockAll() {
 	b.unheard = b.unheard[:0]
 }
 
-// earliest returns the group with the earliest deadline, so that no group
-// starves however long the others take. A new member's groups are due at once.
-func (b *bus) earliest() (m *member, g *pollGroup) {
-	b.buses.mu.Lock()
-	defer b.buses.mu.Unlock()
-	for _, member := range b.members {
-		for _, group := range member.groups {
-			if g == nil || group.next.Before(g.next) {
-				m, g = member, group
-			}
-		}
+// next returns the group with the earliest deadline; ok is false when there is
+// none. A new member's groups are due at once.
+func (b *bus) next() (t due, ok bool) {
+	if b.changed.Swap(false) {
+		b.buses.mu.Lock()
+		b.schedule = newSchedule(b.members)
+		b.buses.mu.Unlock()
 	}
-	return m, g
+	if len(b.schedule) == 0 {
+		return due{}, false
+	}
+	return b.schedule[0], true
 }
 
 // sleep waits for d, or until the members change.
@@ -299,12 +306,12 @@ func (b *bus) tick(m *member, g *pollGroup, now time.Time) {
 		m.status.Add(MetricBackpressure, 1)
 		return
 	}
-	p := poller{bus: b, member: m, group: g, begin: now, budget: splitsPerPoll}
+	p := poller{bus: b, member: m, group: g, begin: now, budget: splitsPerPoll, out: g.slots[g.turn][:0]}
 	err := b.guard(&p)
 	if errors.Is(err, errLeft) {
 		return
 	}
-	took := time.Since(now)
+	took := max(0, b.lastEnd.Sub(now)) // less than no time: nothing was sent
 	m.tally.polls++
 	m.tally.requests += p.requests
 	m.tally.spent += took
@@ -312,6 +319,7 @@ func (b *bus) tick(m *member, g *pollGroup, now time.Time) {
 		m.settle()
 	}
 	if len(p.out) > 0 {
+		g.slots[g.turn], g.turn = p.out, (g.turn+1)%waiting
 		g.queued.Add(1)
 		m.box.put(result{g, p.out})
 		if !slices.Contains(b.unheard, m) {
@@ -345,6 +353,7 @@ func (b *bus) fail(err error) {
 		m.down <- err
 	}
 	b.members = nil
+	b.changed.Store(true)
 }
 
 // connect opens the connection unless it is open.

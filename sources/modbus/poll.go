@@ -3,7 +3,6 @@ package modbus
 import (
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/edgehost/edgehost/sources"
@@ -54,7 +53,6 @@ func (p *poller) poll() error {
 		p.out = append(p.out, block{points: refused[i : i+1], at: p.begin, err: reasons[i]})
 	}
 	runs := p.group.runs(p.member.limits, p.member.points)
-	p.out = slices.Grow(p.out, len(runs))
 	for i := range runs {
 		p.fetch(runs[i])
 	}

@@ -175,6 +175,7 @@ func (s *Source) Run(ctx context.Context, emit sources.Emit) error {
 	if err := s.deps.Buses.join(s.connection(), m); err != nil {
 		return sources.ConfigError(err)
 	}
+	defer m.box.late.Stop()
 	defer s.deps.Buses.leave(m)
 	for {
 		select {
@@ -182,6 +183,7 @@ func (s *Source) Run(ctx context.Context, emit sources.Emit) error {
 			return nil
 		case <-m.box.ready:
 		case <-m.box.late.C:
+			m.box.expire()
 		case down := <-m.down:
 			if err := s.lost(ctx, emit, m, down); err != nil {
 				return err

@@ -82,7 +82,7 @@ func bareRate(t *testing.T, port string, registers int) float64 {
 func sourceRate(t *testing.T, port string, registers int, report Report) float64 {
 	var text strings.Builder
 	fmt.Fprintf(&text, "addressing: zero_based\nreport: %s\npoll_interval_ms: 1\nregisters:\n", report)
-	for unit := 1; unit <= 40; unit++ {
+	for unit := 1; unit <= 120; unit++ {
 		fmt.Fprintf(&text, "  - {address: 0, count: %d, register_type: holding, slave_id: %d}\n", registers, unit)
 	}
 	b := joinBench(t, nil, NewBuses(slog.New(slog.DiscardHandler)), "plc", "modbus+tcp://127.0.0.1:"+port, text.String())

@@ -73,6 +73,8 @@ func (e *engine) restore(ctx context.Context, resumed bool) error {
 		}
 	}
 	src.asked = true
+	// Holes whose history the last connection did not finish reading.
+	e.backfill = e.backfill || slices.ContainsFunc(src.plan.items, func(it *item) bool { return it.gapFrom > 0 })
 	return e.fill(ctx)
 }
 

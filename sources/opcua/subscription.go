@@ -117,8 +117,7 @@ func (e *engine) createItems(ctx context.Context, items []*item) error {
 	for len(items) > 0 {
 		sub, room := e.roomySubscription()
 		if sub == nil {
-			var err error
-			if sub, err = e.createSubscription(ctx); err != nil {
+			if _, err := e.createSubscription(ctx); err != nil {
 				if noSubscriptions(err) {
 					e.src.log.Warn("server has no subscriptions; polling instead")
 					e.pollInstead(items)
