@@ -3,6 +3,7 @@ package mqtt
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"io"
 	"net"
 	"slices"
@@ -173,7 +174,7 @@ func TestGuardRefuses(t *testing.T) {
 	} {
 		g := newGuard(readerConn{Reader: bytes.NewReader(wire)}, true, 100, func(*message) {})
 		_, err := packets5.ReadPacket(g)
-		if err == nil || !strings.Contains(err.Error(), "malformed") && err != errOldBroker {
+		if err == nil || !strings.Contains(err.Error(), "malformed") && !errors.Is(err, errOldBroker) {
 			t.Errorf("%s: %v, want it called malformed", name, err)
 		}
 	}
