@@ -29,7 +29,7 @@ const (
 	leastOfSub   = 0.9  // messages a second
 	mostDurable  = 1.2  // processor time of a message of QoS 1, synced to a file
 	mqttPayload  = `{"value": 21.5, "ts": 1767225600123, "unit": "C"}` + "\n"
-	mqttRounds   = 7
+	mqttRounds   = 11
 	mqttMessages = 20_000 // of a turn
 	mqttPatience = 60 * time.Second
 )

@@ -108,3 +108,10 @@ func (p *peer) packet5(packet packets.ControlPacket) *packets5.ControlPacket {
 	}
 	return out
 }
+
+// connect5 returns the n-th CONNECT of MQTT 5.
+func (p *peer) connect5(n int) *packets5.Connect {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.connects5[n]
+}

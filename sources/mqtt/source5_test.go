@@ -119,7 +119,7 @@ func TestSession5OnTheWire(t *testing.T) {
 	stop := run(t, s, new(sink).emit)
 	awaitState(t, st, sources.Connected)
 	stop()
-	m := p.connects5[0]
+	m := p.connect5(0)
 	if m.CleanStart || m.Username != "u" || string(m.Password) != "s3cret" || m.ClientID != s.clientID || m.KeepAlive != 30 ||
 		m.Properties.SessionExpiryInterval == nil || *m.Properties.SessionExpiryInterval != forever {
 		t.Errorf("CONNECT: %v", m)
@@ -129,14 +129,14 @@ func TestSession5OnTheWire(t *testing.T) {
 	stop = run(t, s, new(sink).emit)
 	awaitState(t, st, sources.Connected)
 	stop()
-	if m := p.connects5[1]; *m.Properties.SessionExpiryInterval != 3600 {
+	if m := p.connect5(1); *m.Properties.SessionExpiryInterval != 3600 {
 		t.Errorf("CONNECT: %v", m)
 	}
 	s, st = newTestSource(t, p.url(), oneTopic5("a", 0))
 	stop = run(t, s, new(sink).emit)
 	awaitState(t, st, sources.Connected)
 	stop()
-	if m := p.connects5[2]; !m.CleanStart || m.Properties.SessionExpiryInterval != nil {
+	if m := p.connect5(2); !m.CleanStart || m.Properties.SessionExpiryInterval != nil {
 		t.Error("topics of QoS 0 only do not need a session")
 	}
 }

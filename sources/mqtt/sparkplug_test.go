@@ -111,6 +111,8 @@ func TestRebirthCanBeForbidden(t *testing.T) {
 	p.publish("spBv1.0/g/NDATA/n", spPayload(9, spMetric("", 1, 5)), 1)
 	eventually(t, "the record", func() bool { return len(k.records()) == 1 })
 	stop()
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	if len(p.received) != 0 {
 		t.Errorf("%d commands were published", len(p.received))
 	}
