@@ -80,7 +80,7 @@ func TestGuardTakesMessages(t *testing.T) {
 					t.Errorf("%s: message %d of %d bytes: %+v", name, i, size, m)
 				}
 			}
-			if _, err := packets.ReadPacket(g); err != io.EOF || g.readErr() != io.EOF {
+			if _, err := packets.ReadPacket(g); !errors.Is(err, io.EOF) || !errors.Is(g.readErr(), io.EOF) {
 				t.Errorf("%s: at the end: %v, %v", name, err, g.readErr())
 			}
 		}

@@ -69,7 +69,7 @@ func propertyAttrs(data []byte) ([]abi.Attr, error) {
 		id := data[0]
 		data = data[1:]
 		var key, value string
-		ok := true
+		var ok bool
 		switch id {
 		case 0x03:
 			value, data, ok = cutString(data)

@@ -2,6 +2,7 @@ package mqtt
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -164,7 +165,7 @@ func (p *pump) send(ctx context.Context, l *load) error {
 	p.s.status.Read(len(recs), bytes)
 	p.s.status.Add(metricMessages, float64(len(msgs)))
 	done := func(err error) {
-		if err != nil && err != sources.ErrDropped {
+		if err != nil && !errors.Is(err, sources.ErrDropped) {
 			p.s.buf.putBack(msgs)
 			p.fail(fmt.Errorf("the pipeline did not take a batch of %d messages: %w", len(msgs), err))
 			return

@@ -158,7 +158,7 @@ func (s *Source) connections(ctx context.Context, p *pump) error {
 		if !c.resumed {
 			s.buf.newSession()
 		}
-		if err = s.serve(ctx, c, p); err != errBufferFull {
+		if err = s.serve(ctx, c, p); !errors.Is(err, errBufferFull) {
 			return err
 		}
 		s.status.Report(s.log, sources.Degraded,

@@ -186,7 +186,7 @@ func FuzzDecode(f *testing.F) {
 	for _, c := range valueCases {
 		f.Add(payload(3, c.m))
 	}
-	f.Add([]byte(payload(0, deep(maxDepth+2))))
+	f.Add(payload(0, deep(maxDepth+2)))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		p, err := Decode(b)
 		if err != nil {
