@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The peers of the end-to-end suite are those of the MQTT and OPC UA suites.
+# The peers of the end-to-end suite are those of the sources' suites.
 set -euo pipefail
-cd "$(dirname "$0")"
-./install-mqtt.sh
-./install-opcua.sh
+here="$(dirname "$0")"
+"$here/install-mqtt.sh"
+"$here/install-opcua.sh"
+"$here/install-modbus.sh"
