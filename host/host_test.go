@@ -86,6 +86,11 @@ func TestRejectFilterAndPoison(t *testing.T) {
 	for _, l := range letters {
 		reasons[l.Address] = l.Reason + ": " + l.Error
 	}
+	for _, l := range letters {
+		if l.Module != "poison" || len(l.Revision) != 64 {
+			t.Errorf("dead letter %s names module %q, revision %q", l.ID, l.Module, l.Revision)
+		}
+	}
 	if len(letters) != 2 || reasons["x/reject"] != "rejected: not wanted here" || !strings.HasPrefix(reasons["x/trap"], "module_trap: ") {
 		t.Fatalf("dead letters: %v", reasons)
 	}
