@@ -22,9 +22,9 @@ import (
 	"github.com/edgehost/edgehost/sinks/file"
 	"github.com/edgehost/edgehost/sinks/zerobus"
 	"github.com/edgehost/edgehost/sources"
+	"github.com/edgehost/edgehost/sources/isolate"
 	"github.com/edgehost/edgehost/sources/modbus"
 	"github.com/edgehost/edgehost/sources/mqtt"
-	"github.com/edgehost/edgehost/sources/opcua"
 	"github.com/edgehost/edgehost/spool"
 )
 
@@ -121,7 +121,7 @@ func (g *gateway) hostConfig(reg *modules.Registry) (host.Config, error) {
 	c := g.cfg
 	b := c.Backpressure
 	hc := host.Config{Version: version, Spool: g.spool, Modules: reg, Sandbox: g.sandbox, Logger: g.log,
-		MemoryRecords: b.MemoryQueue.MaxSize, NotInForce: c.NotInForce(), Grace: stopGrace,
+		MemoryRecords: b.MemoryQueue.MaxSize, LetterCap: uint64(b.DeadLetterQueue.MaxSizeMB) * 1e6, NotInForce: c.NotInForce(), Grace: stopGrace,
 		Spooled: control.SpoolStatus{Dir: filepath.Join(c.StateDir, "spool"), Cap: uint64(b.DiskSpool.MaxSizeMB) * 1e6,
 			Encrypted: true, DropPolicy: b.DiskSpool.DropPolicy}}
 	hostID, err := hostID(c.StateDir)
@@ -163,12 +163,26 @@ func (g *gateway) source(s *sourceConfig, hostID string) (host.SourceConfig, err
 	case "modbus":
 		sc.Source, err = modbus.New(s.Name, s.Endpoint, s.Tags, *s.Modbus, modbus.Deps{Log: log, Status: sc.Status, Buses: g.buses})
 	case "opcua":
-		sc.Source, err = opcua.New(s.Name, s.Endpoint, s.Tags, *s.OPCUA, opcua.Deps{Logger: log, Status: sc.Status,
-			Resume: func() []byte { return g.Resume(s.Name) }, Dir: filepath.Join(g.cfg.StateDir, "certs", "opcua")})
+		sc.Source, err = g.opcuaSource(s, sc.Status, log)
 	default:
 		err = fmt.Errorf("source %s: protocol %s is not known", s.Name, s.Protocol)
 	}
 	return sc, err
+}
+
+// opcuaSource makes a source in this process or in one of its own.
+func (g *gateway) opcuaSource(s *sourceConfig, st *sources.Status, log *slog.Logger) (sources.Source, error) {
+	job := opcuaJob{Name: s.Name, Endpoint: s.Endpoint, Tags: s.Tags, Config: *s.OPCUA, Dir: filepath.Join(g.cfg.StateDir, "certs", "opcua"),
+		StaleAfter: time.Duration(s.StaleAfterSeconds * float64(time.Second))}
+	resume := func() []byte { return g.Resume(s.Name) }
+	if !s.isolated() {
+		return job.source(log, st, resume)
+	}
+	payload, err := job.encode()
+	if err != nil {
+		return nil, fmt.Errorf("source %s: %w", s.Name, err)
+	}
+	return isolate.New(isolate.Config{Name: s.Name, Payload: payload, Status: st, Resume: resume, Logger: log}), nil
 }
 
 func hostPipeline(p pipelinePlan) host.PipelineConfig {

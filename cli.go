@@ -97,9 +97,12 @@ func newApp(open openHost, stdin io.Reader, stdout, stderr io.Writer) *cli.App {
 		ErrWriter:       stderr,
 		HideHelpCommand: true,
 		Suggest:         false,
+		// A configuration value of a module may hold a comma.
+		DisableSliceFlagSeparator: true,
 		Commands: []*cli.Command{
 			serveCommand(open), demoCommand(), statusCommand(), moduleCommand(), spoolCommand(), deadLetterCommand(), breakerCommand(),
 			configCommand(), modbusCommand(), healthcheckCommand(), emulatorCommand(), versionCommand(),
+			sourceWorkerCommand(),
 		},
 		ExitErrHandler:        func(*cli.Context, error) {},
 		Action:                groupAction,

@@ -105,6 +105,9 @@ type sourceConfig struct {
 	// StaleAfterSeconds is how long a source may be silent before it counts as
 	// stalled; 0: for ever.
 	StaleAfterSeconds float64 `yaml:"stale_after_seconds"`
+	// Isolation is process or none: whether the source runs in a child process,
+	// which a hostile peer may crash. "": process for opcua, else none.
+	Isolation string `yaml:"isolation"`
 	// Reconnect replaces keys of resilience.reconnect for this source.
 	Reconnect sources.ReconnectConfig `yaml:"reconnect"`
 	Target    zerobus.Target          `yaml:"target"`
@@ -115,6 +118,15 @@ type sourceConfig struct {
 }
 
 func (c *sourceConfig) setDefaults() { c.Enabled = true }
+
+// What stands between a source and the host.
+const (
+	isolationProcess = "process"
+	isolationNone    = "none"
+)
+
+// isolated reports whether the source runs in a child process.
+func (c *sourceConfig) isolated() bool { return c.OPCUA != nil && c.Isolation != isolationNone }
 
 // pipelineConfig is one pipeline. A source that no pipeline names has one of its
 // own, without modules.

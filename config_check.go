@@ -206,6 +206,7 @@ func (c *config) checkSources() []string {
 		c.checkPartialTarget(at+".target", s.Target)
 		c.checkShared(at, s)
 		c.checkProtocol(at, s)
+		c.checkIsolation(at, s)
 	}
 	return names
 }
@@ -229,6 +230,16 @@ func (c *config) checkShared(at string, s *sourceConfig) {
 	s.MQTT.Endpoints = append(s.MQTT.Endpoints, s.Endpoints...)
 	if s.MQTT.StaleAfterSeconds == 0 {
 		s.MQTT.StaleAfterSeconds = s.StaleAfterSeconds
+	}
+}
+
+func (c *config) checkIsolation(at string, s *sourceConfig) {
+	if s.Isolation == "" {
+		return
+	}
+	c.oneOf(at+".isolation", s.Isolation, isolationProcess, isolationNone)
+	if s.Isolation == isolationProcess && (s.MQTT != nil || s.Modbus != nil) {
+		c.doc.failAt(at+".isolation", "only opcua sources can run in a process of their own; remove the key, or set it to none")
 	}
 }
 

@@ -86,6 +86,9 @@ func (c *config) strict() problems {
 			if o.SecurityMode == "Sign" {
 				c.note(&out, at+".opcua.security_mode", "Sign protects values from change, not from being read; set SignAndEncrypt")
 			}
+			if s.Isolation == isolationNone {
+				c.note(&out, at+".isolation", "a hostile server can end edgehost as a whole; remove the key, or set process")
+			}
 			if o.Trust.Mode == "insecure" {
 				c.note(&out, at+".opcua.trust.mode", "insecure believes any server")
 			}

@@ -259,6 +259,8 @@ func TestConfigProblems(t *testing.T) {
 		"foreign endpoint": {"sources: [{name: a, protocol: opcua, endpoint: 'mqtt://h', opcua: {nodes: [{node_id: i=1}]}}]", "f.yaml:1:48: sources[0].endpoint: "},
 		"mqtt endpoint":    {source("  endpoints: [':']\n"), "sources[0].mqtt.endpoints[0]: "},
 		"two endpoints":    {strings.Replace(source("  endpoints: ['mqtt://i']\n"), "mqtt: {", "mqtt: {endpoints: ['mqtt://j'], ", 1), "sources[0].endpoints: stands beside mqtt.endpoints"},
+		"isolation":        {"sources: [{name: a, protocol: opcua, endpoint: 'opc.tcp://h:4840', isolation: thread, opcua: {nodes: [{node_id: i=1}]}}]", `sources[0].isolation: "thread" is none of process, none`},
+		"isolated mqtt":    {source("  isolation: process\n"), "f.yaml:6:14: sources[0].isolation: only opcua sources can run in a process of their own"},
 		"no topics":        {strings.Replace(source(""), "[{topic: t}]", "[]", 1), "f.yaml:5:10: sources[0].mqtt.topics: needs at least one topic"},
 		"qos":              {strings.Replace(source(""), "topic: t", "topic: t, qos: 3", 1), "f.yaml:5:35: sources[0].mqtt.topics[0].qos: 3 is none of 0, 1, 2"},
 		"registers":        {"sources: [{name: a, protocol: modbus, endpoint: 'modbus+tcp://h', modbus: {registers: [{address: 40001, register_type: input}]}}]", "sources[0].modbus.registers[0]"},
@@ -326,7 +328,7 @@ sources:
 - {name: a, protocol: mqtt, endpoint: "mqtt://h", mqtt: {topics: [{topic: t}], username: u, password: hunter2}}
 - {name: b, protocol: mqtt, endpoint: "mqtts://h", mqtt: {tls: {enabled: true, insecure_skip_verify: true}, topics: [{topic: t}]}}
 - {name: c, protocol: opcua, endpoint: "opc.tcp://h:4840", opcua: {security_policy: None, security_mode: None, trust: {mode: insecure}, nodes: [{node_id: i=1}]}}
-- {name: d, protocol: opcua, endpoint: "opc.tcp://h:4840", opcua: {security_mode: Sign, nodes: [{node_id: i=1}]}}
+- {name: d, protocol: opcua, endpoint: "opc.tcp://h:4840", isolation: none, opcua: {security_mode: Sign, nodes: [{node_id: i=1}]}}
 - {name: e, protocol: modbus, endpoint: "modbus+tcp://h", modbus: {registers: [{address: 1, register_type: input}]}}
 - {name: f, protocol: modbus, endpoint: "modbus+tls://h", modbus: {tls: {enabled: true, ca_cert_path: ca, client_cert_path: c, client_key_path: k}, registers: [{address: 1, register_type: input}]}}
 monitoring: {tracing: {enabled: true, otlp: {endpoint: "http://collector:4318"}}}
@@ -340,7 +342,7 @@ monitoring: {tracing: {enabled: true, otlp: {endpoint: "http://collector:4318"}}
 	}
 	slices.Sort(got)
 	want := []string{"monitoring.tracing.otlp.endpoint", "sources[0].endpoint", "sources[0].mqtt.password", "sources[1].mqtt.tls.insecure_skip_verify",
-		"sources[2].opcua", "sources[2].opcua.trust.mode", "sources[3].opcua.security_mode", "sources[4].endpoint",
+		"sources[2].opcua", "sources[2].opcua.trust.mode", "sources[3].isolation", "sources[3].opcua.security_mode", "sources[4].endpoint",
 		"spool"}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)

@@ -27,6 +27,7 @@ var mayImport = map[string][]string{
 	"sources/mqtt":              {"abi", "sources"},
 	"sources/modbus":            {"abi", "sources"},
 	"sources/opcua":             {"abi", "sources"},
+	"sources/isolate":           {"abi", "sources"},
 	"sinks":                     {"abi"},
 	"sinks/sinktest":            {"abi", "sinks"},
 	"sinks/file":                {"abi", "sinks"},

@@ -16,8 +16,9 @@ import (
 func moduleCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "module",
-		Usage: "upload, list and roll back the modules of a running host",
+		Usage: "make, test and inspect modules; upload, list and roll back those of a running host",
 		Subcommands: []*cli.Command{
+			moduleTestCommand(), moduleBenchCommand(), moduleInspectCommand(),
 			{
 				Name:      "push",
 				Usage:     "upload a module and put it in force",

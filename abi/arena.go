@@ -4,12 +4,14 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math/bits"
+	"unsafe"
 )
 
 const (
 	dedupSlots = 4096 // strings and attribute arrays remembered in one batch
 	dedupMax   = 256  // bytes; longer ones are written each time
 	seenBits   = 10   // log2 of the addresses whose attributes are remembered
+	sameBits   = 10   // log2 of the Go strings remembered by where they lie
 )
 
 // Arena is the host's half of a batch in guest memory: it lays records out as
@@ -30,6 +32,7 @@ type Arena struct {
 
 	gen     uint32
 	slots   []slot
+	same    [1 << sameBits]same
 	seen    [1 << seenBits]seen
 	scratch []byte // one attribute array
 
@@ -40,6 +43,15 @@ type Arena struct {
 // generation lies.
 type slot struct {
 	gen, off, n uint32
+}
+
+// same remembers a Go string by where it lies, which costs less to find out than
+// what it says: sources use the same strings in record after record. The records of
+// a generation keep their strings where they are.
+type same struct {
+	gen, n uint32
+	at     uintptr
+	ref    Ref
 }
 
 // seen remembers the attributes that a record of this generation had.
@@ -75,7 +87,7 @@ func (a *Arena) Encode(b *Batch, base, flags uint32) ([]byte, error) {
 	var source, attrs Ref
 	for i := range b.Records {
 		r := &b.Records[i]
-		if prev == nil || r.Source != prev.Source {
+		if prev == nil || !sameText(r.Source, prev.Source) {
 			source = a.put(r.Source)
 		}
 		address := a.put(r.Address)
@@ -97,6 +109,7 @@ func (a *Arena) nextGeneration() {
 	a.gen++
 	if a.gen == 0 {
 		clear(a.slots)
+		clear(a.same[:])
 		clear(a.seen[:])
 		clear(a.texts[:])
 		clear(a.arrays[:])
@@ -155,9 +168,21 @@ func (a *Arena) put(s string) Ref {
 	if len(s) == 0 {
 		return 0
 	}
-	if len(s) > dedupMax {
+	if len(s) > dedupMax || len(a.in) == 1 { // one record repeats nothing
 		return a.append(s)
 	}
+	p := uintptr(unsafe.Pointer(unsafe.StringData(s)))
+	same := &a.same[uint64(p)*0x9E3779B97F4A7C15>>(64-sameBits)]
+	if same.gen == a.gen && same.at == p && same.n == uint32(len(s)) {
+		return same.ref
+	}
+	same.gen, same.at, same.n = a.gen, p, uint32(len(s))
+	same.ref = a.write(s)
+	return same.ref
+}
+
+// write finds s in this batch by what it says, or writes it.
+func (a *Arena) write(s string) Ref {
 	at := &a.slots[hash(s)%dedupSlots]
 	if at.gen == a.gen && at.n == uint32(len(s)) && string(a.image[at.off:at.off+at.n]) == s {
 		return MakeRef(a.base+at.off, at.n)
@@ -199,18 +224,26 @@ func (a *Arena) putAttrs(attrs []Attr) Ref {
 		a.scratch = le.AppendUint64(a.scratch, a.bits(&at.Value))
 		a.scratch = le.AppendUint64(a.scratch, uint64(at.Value.kind))
 	}
-	n, count := uint32(len(a.scratch)), uint32(len(attrs))
-	at := &a.slots[hash(a.scratch)%dedupSlots]
-	if at.gen == a.gen && at.n == n && string(a.image[at.off:at.off+n]) == string(a.scratch) && at.off%8 == 0 {
-		return MakeRef(a.base+at.off, count)
+	count := uint32(len(attrs))
+	if len(a.in) == 1 {
+		return MakeRef(a.base+a.appendAttrs(), count)
 	}
+	n := uint32(len(a.scratch))
+	at := &a.slots[hash(a.scratch)%dedupSlots]
+	if at.gen != a.gen || at.n != n || at.off%8 != 0 || string(a.image[at.off:at.off+n]) != string(a.scratch) {
+		*at = slot{gen: a.gen, off: a.appendAttrs(), n: n}
+	}
+	return MakeRef(a.base+at.off, count)
+}
+
+// appendAttrs writes the attribute array at the end of the image.
+func (a *Arena) appendAttrs() (off uint32) {
 	for len(a.image)%8 != 0 {
 		a.image = append(a.image, 0)
 	}
-	off := uint32(len(a.image))
+	off = uint32(len(a.image))
 	a.image = append(a.image, a.scratch...)
-	*at = slot{gen: a.gen, off: off, n: n}
-	return MakeRef(a.base+off, count)
+	return off
 }
 
 // sameAttrs reports whether x and y hold the same attributes in the same order.
@@ -222,15 +255,19 @@ func sameAttrs(x, y []Attr) bool {
 		return true
 	}
 	for i := range x {
-		if x[i] != y[i] {
+		if x, y := &x[i], &y[i]; x.Value.kind != y.Value.kind || x.Value.num != y.Value.num || !sameText(x.Key, y.Key) || !sameText(x.Value.str, y.Value.str) {
 			return false
 		}
 	}
 	return true
 }
 
-// hash spreads short strings over the slots. It is the same in every process, so
-// that the same batch always gives the same image; a collision only costs a copy.
+// sameText is x == y with a look at where they lie first.
+func sameText(x, y string) bool {
+	return len(x) == len(y) && (unsafe.StringData(x) == unsafe.StringData(y) || x == y)
+}
+
+// hash spreads short strings over the slots. A collision only costs a copy.
 func hash[T string | []byte](s T) uint64 {
 	const k0, k1 = 0x9E3779B97F4A7C15, 0xD1B54A32D192ED03
 	h := uint64(len(s)) * k0

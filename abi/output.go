@@ -5,13 +5,15 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"unicode/utf8"
 )
 
 const (
 	internMax   = 128  // bytes of a string that is remembered from batch to batch
-	internSlots = 1024 // such strings
+	internWays  = 4    // places where one string may be
+	internSlots = 4096 // such strings
 	memoSlots   = 256  // references remembered in one batch
 	attrChunk   = 256  // attributes allocated at a time
 )
@@ -35,6 +37,14 @@ type Reject struct {
 type Outputs struct {
 	Out     []Output
 	Rejects []Reject
+}
+
+// add appends an output that copies rec, for which there is room.
+func (out *Outputs) add(rec *Record, index int) *Output {
+	out.Out = out.Out[:len(out.Out)+1]
+	o := &out.Out[len(out.Out)-1]
+	o.Record, o.Index, o.Handle = *rec, index, 0
+	return o
 }
 
 // OutputLimits bounds what Decode accepts. The zero value means the limits of
@@ -67,7 +77,7 @@ var errNotUTF8 = errors.New("not UTF-8")
 type decoder struct {
 	mem      []byte
 	budget   int64 // bytes that may still come out
-	interned [internSlots]string
+	interned [internSlots / internWays][internWays]string
 	texts    [memoSlots]textMemo
 	arrays   [memoSlots]attrsMemo
 	chunk    []Attr
@@ -132,6 +142,7 @@ func (a *Arena) decode(lim *OutputLimits, out *Outputs) error {
 		return fmt.Errorf("%w: %d rows at out_rows %#x reach outside the memory", ErrBadOutput, n, at)
 	}
 	a.named = append(a.named[:0], make([]uint64, (len(a.in)+63)/64)...)
+	out.Out = slices.Grow(out.Out, int(n))
 	for i := range int(n) {
 		row := (*[RowSize]byte)(rows[i*RowSize:])
 		was, rec, index := &emptyRow, &emptyRecord, -1
@@ -142,7 +153,7 @@ func (a *Arena) decode(lim *OutputLimits, out *Outputs) error {
 				return fmt.Errorf("%w: row %d: %w", ErrBadOutput, i, err)
 			}
 			if *row == *was {
-				out.Out = append(out.Out, Output{Record: *rec, Index: index})
+				out.add(rec, index)
 				continue
 			}
 		} else if x != NoIndex {
@@ -194,8 +205,9 @@ func (a *Arena) changed(row, was *[RowSize]byte, rec *Record, index int, lim *Ou
 	case handle != 0 && !lim.Handles[handle]:
 		return fmt.Errorf("unknown output %d", handle)
 	}
-	out.Out = append(out.Out, Output{Record: *rec, Index: index, Handle: handle})
-	r := &out.Out[len(out.Out)-1].Record
+	o := out.add(rec, index)
+	o.Handle = handle
+	r := &o.Record
 	r.EventTime = int64(le.Uint64(row[RowEventTime:]))
 	r.IngestTime = int64(le.Uint64(row[RowIngestTime:]))
 	r.Status = le.Uint32(row[RowStatus:])
@@ -350,14 +362,18 @@ func (a *Arena) intern(b []byte) (string, error) {
 		}
 		return string(b), nil
 	}
-	at := &a.interned[hash(b)%internSlots]
-	if *at != string(b) {
-		if !utf8.Valid(b) {
-			return "", errNotUTF8
+	ways := &a.interned[hash(b)%uint64(len(a.interned))]
+	for i := range ways {
+		if ways[i] == string(b) {
+			return ways[i], nil
 		}
-		*at = string(b)
 	}
-	return *at, nil
+	if !utf8.Valid(b) {
+		return "", errNotUTF8
+	}
+	copy(ways[1:], ways[:]) // the oldest gives way
+	ways[0] = string(b)
+	return ways[0], nil
 }
 
 // reason copies the words of a reject, cut and mended where they must be: they

@@ -77,8 +77,7 @@ type Value struct {
 	str  string // string, bytes and json
 }
 
-// Bool, Int, Uint, Float, String, Bytes and JSON make Values. Bytes copies b.
-// JSON takes text that is already JSON; it is not checked here.
+// Bool makes a bool Value.
 func Bool(v bool) Value {
 	if v {
 		return Value{kind: KindBool, num: 1}
@@ -101,7 +100,7 @@ func String(v string) Value { return Value{kind: KindString, str: v} }
 // Bytes makes a binary Value of a copy of v.
 func Bytes(v []byte) Value { return Value{kind: KindBytes, str: string(v)} }
 
-// JSON makes a Value of JSON text.
+// JSON makes a Value of text that is JSON already; it is not checked here.
 func JSON(v string) Value { return Value{kind: KindJSON, str: v} }
 
 // Kind returns the type of v.

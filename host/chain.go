@@ -321,16 +321,16 @@ func (st *stage) count(d time.Duration, res *sandbox.Result, err error) {
 	st.stat.Calls++
 	st.stat.Seconds += d.Seconds()
 	st.stat.Memory = st.now.instance.MemoryBytes()
-	if err != nil {
+	var f *sandbox.Fault
+	if errors.As(err, &f) { // what is ours is not counted as the module's
 		st.stat.Faults++
-		st.stat.Last = err.Error()
-		var f *sandbox.Fault
-		if errors.As(err, &f) {
-			if st.stat.FaultsByClass == nil {
-				st.stat.FaultsByClass = map[string]uint64{}
-			}
-			st.stat.FaultsByClass[string(f.Class)]++
+		st.stat.Last = f.Error()
+		if st.stat.FaultsByClass == nil {
+			st.stat.FaultsByClass = map[string]uint64{}
 		}
+		st.stat.FaultsByClass[string(f.Class)]++
+	}
+	if err != nil {
 		return
 	}
 	st.openWait = 0

@@ -100,7 +100,8 @@ func (c *committer) run(ctx context.Context, in <-chan *effect) {
 // nothing visible, so the next one starts from the beginning.
 func (c *committer) retry(ctx context.Context, group []*effect) error {
 	for delay := 100 * time.Millisecond; ; delay = min(2*delay, 10*time.Second) {
-		err := c.commit(ctx, group)
+		// A stop lets a commit that has begun end; only waiting ends.
+		err := c.commit(context.WithoutCancel(ctx), group)
 		if err == nil {
 			c.setProblem("")
 			return nil
@@ -185,7 +186,9 @@ func (c *committer) appendFrames(owner spool.Owner, group []*effect) (map[*spool
 	}
 	for _, e := range group {
 		if e.hold != nil {
-			send(c.held, e.hold.frame(owner))
+			for _, f := range e.hold.frames(owner) {
+				send(c.held, f)
+			}
 		}
 	}
 	wg.Wait()

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/edgehost/edgehost/abi"
 	"github.com/edgehost/edgehost/sinks"
@@ -104,20 +105,29 @@ type heldBatch struct {
 	records []abi.Record
 }
 
-const heldVersion = 1
+const (
+	heldVersion  = 1
+	maxHeldBytes = 1 << 20 // a frame is full beyond it
+)
 
-func (b *heldBatch) frame(owner spool.Owner) spool.Frame {
-	f := spool.Frame{Owner: owner, Count: len(b.records), MinTime: b.records[0].EventTime, MaxTime: b.records[0].EventTime}
+// frames packs the batch: into one frame, unless its records are large.
+func (b *heldBatch) frames(owner spool.Owner) []spool.Frame {
+	head := []byte{heldVersion}
+	head = binary.AppendVarint(head, b.time)
+	head = binary.AppendUvarint(head, uint64(len(b.source)))
+	head = append(head, b.source...)
+	var out []spool.Frame
 	for i := range b.records {
-		f.MinTime = min(f.MinTime, b.records[i].EventTime)
-		f.MaxTime = max(f.MaxTime, b.records[i].EventTime)
+		r := &b.records[i]
+		if n := len(out); n == 0 || len(out[n-1].Payload) >= maxHeldBytes {
+			out = append(out, spool.Frame{Owner: owner, MinTime: r.EventTime, MaxTime: r.EventTime, Payload: slices.Clone(head)})
+		}
+		f := &out[len(out)-1]
+		f.Count++
+		f.MinTime, f.MaxTime = min(f.MinTime, r.EventTime), max(f.MaxTime, r.EventTime)
+		f.Payload = abi.AppendRecord(f.Payload, r)
 	}
-	p := []byte{heldVersion}
-	p = binary.AppendVarint(p, b.time)
-	p = binary.AppendUvarint(p, uint64(len(b.source)))
-	p = append(p, b.source...)
-	f.Payload = abi.AppendRecords(p, b.records)
-	return f
+	return out
 }
 
 func decodeHeld(p []byte, count int) (heldBatch, error) {

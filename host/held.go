@@ -42,6 +42,7 @@ func (p *pipeline) transform(ctx context.Context, b *abi.Batch, source string) (
 	all := passed{rejects: map[int]rejection{}}
 	p.chain.memo.begin(source, b.Time)
 	spentFaults, begin := 0, time.Now()
+	var poison []*sandbox.Fault // of records that stand alone
 	var part func(lo, hi int) error
 	part = func(lo, hi int) error {
 		start := time.Now()
@@ -66,6 +67,7 @@ func (p *pipeline) transform(ctx context.Context, b *abi.Batch, source string) (
 		}
 		if hi-lo == 1 {
 			all.rejects[lo] = faultRejection(fault)
+			poison = append(poison, fault)
 			return nil
 		}
 		mid := lo + (hi-lo)/2
@@ -80,6 +82,10 @@ func (p *pipeline) transform(ctx context.Context, b *abi.Batch, source string) (
 	if err := part(0, len(b.Records)); err != nil {
 		return passed{}, err
 	}
+	if p.probing && len(poison) == len(b.Records) {
+		return passed{}, poison[0] // the module, not a record, is at fault
+	}
+	p.probing = false
 	return all, nil
 }
 
@@ -90,6 +96,7 @@ func (p *pipeline) hold(ctx context.Context, err error) {
 	p.retryWait = min(max(2*p.retryWait, retryFirst), retryMax)
 	p.retryAt = time.Now().Add(p.retryWait)
 	p.budget.good()
+	p.probing = true
 	p.setState(control.PipelineHeld, err.Error()+" (input is kept; upload a mended module or roll back: edgehost module rollback NAME)")
 	if rerr := p.chain.reload(ctx); rerr != nil {
 		p.log.Error("module cannot be made afresh", "error", rerr)
@@ -99,6 +106,7 @@ func (p *pipeline) hold(ctx context.Context, err error) {
 // mended forgets the back-off: another revision is in force.
 func (p *pipeline) mended() {
 	p.retryAt, p.retryWait = time.Time{}, 0
+	p.probing = false
 	p.budget.good()
 }
 
@@ -144,7 +152,7 @@ func (p *pipeline) transformHeld(ctx, work context.Context) bool {
 // that what is behind it goes on.
 func (p *pipeline) settleDamaged(d *spool.DamagedFrame) {
 	p.seq++
-	n := uint64(d.Count)
+	n := d.Count
 	p.log.Error("held batch is damaged", "records", n, "error", d.Err)
 	l := p.letter(p.seq, 0, &abi.Record{}, rejection{reason: "tamper_or_corrupt", text: d.Err.Error()})
 	l.Count, l.Payload = int(d.Count), nil

@@ -44,6 +44,8 @@ type Config struct {
 	// MemoryRecords bounds the records that a pipeline holds in memory before
 	// they are committed; the seed's memory_queue.max_size. At least 1.
 	MemoryRecords int
+	// LetterCap is the size of the dead-letter queue in bytes, for the status.
+	LetterCap uint64
 	// Spooled says what the status shows of the spool's configuration.
 	Spooled control.SpoolStatus
 	// NotInForce lists configuration keys that have no effect yet.
@@ -167,6 +169,9 @@ func New(ctx context.Context, cfg Config) (*Host, error) {
 		h.destinations[dc.Name] = newDestination(h, dc, q)
 		h.order = append(h.order, dc.Name)
 	}
+	if err := cfg.checkMembers(); err != nil {
+		return nil, err
+	}
 	for _, pc := range cfg.Pipelines {
 		p, err := h.openPipeline(ctx, pc, books)
 		if err != nil {
@@ -180,6 +185,36 @@ func New(ctx context.Context, cfg Config) (*Host, error) {
 	}
 	h.requeue = newCommitter(h, h.log, nil, nil, requeue)
 	return h, h.findStrays(books)
+}
+
+// checkMembers holds the configuration to one pipeline for each source, and to
+// destinations that exist.
+func (c *Config) checkMembers() error {
+	owner, known := map[string]string{}, map[string]bool{}
+	for _, d := range c.Destinations {
+		known[d.Name] = true
+	}
+	for _, p := range c.Pipelines {
+		for _, s := range p.Sources {
+			if other, taken := owner[s]; taken {
+				return fmt.Errorf("source %s belongs to the pipelines %s and %s", s, other, p.Name)
+			}
+			owner[s] = p.Name
+		}
+		for _, m := range []map[string]string{p.Targets, p.Outputs, {"": p.Target}} {
+			for _, name := range m {
+				if !known[name] {
+					return fmt.Errorf("pipeline %s delivers to %s, which is no destination", p.Name, name)
+				}
+			}
+		}
+	}
+	for _, s := range c.Sources {
+		if owner[s.Name] == "" {
+			return fmt.Errorf("source %s belongs to no pipeline", s.Name)
+		}
+	}
+	return nil
 }
 
 // findStrays keeps the books of pipelines that are gone, for the ledger, and
@@ -240,9 +275,6 @@ func (h *Host) Run(ctx context.Context) error {
 			continue
 		}
 		p := byName[sc.Name]
-		if p == nil {
-			return fmt.Errorf("source %s belongs to no pipeline", sc.Name)
-		}
 		srcs.Go(func() {
 			sources.Supervise(ctx, sc.Source, p.emit(sc.Name), sc.Status, sc.Reconnect, h.log.With("component", "source", "source", sc.Name))
 		})

@@ -388,3 +388,115 @@ func TestRenamedPipeline(t *testing.T) {
 	r.main.setDown(false)
 	r.main.wait(t, 3)
 }
+
+// TestFullDeadLetterQueue: a dead-letter queue never drops. What cannot be
+// dead-lettered waits, the status says why, and it goes on when there is room.
+func TestFullDeadLetterQueue(t *testing.T) {
+	r := newRig(t, "m")
+	r.letterBytes = 4096
+	r.start()
+	r.push("m", "rejectall")
+	batch := recs("a", 0, 40)
+	for i := range batch {
+		batch[i].Attrs = []abi.Attr{{Key: "x", Value: abi.String(strings.Repeat("y", 300))}}
+	}
+	r.feed.send(t, batch[:20]...)
+	s := r.until("unhealthy", func(s control.Status) bool { return s.Status == control.Unhealthy })
+	if !strings.Contains(strings.Join(s.Reasons, " "), "dead-letter queue is full") || s.Spool.Error == "" {
+		t.Fatalf("reasons %v", s.Reasons)
+	}
+	select {
+	case d := <-r.feed.done:
+		t.Fatalf("settled although nothing could be kept: %v", d.err)
+	default:
+	}
+	r.stop()
+	if err := r.feed.settled(t); err == nil {
+		t.Fatal("done(nil) for what was not kept")
+	}
+	r.letterBytes = 1 << 20
+	r.start()
+	r.must(r.feed.give(t, batch...))
+	r.balanced(control.Ledger{Read: 40, DeadLettered: 40})
+}
+
+func TestFullDeadLetterQueueOfDestination(t *testing.T) {
+	r := newRig(t)
+	r.letterBytes = 2048
+	r.main.setRefuse(func(a string) bool { return a == "bad" })
+	r.start()
+	batch := recs("bad", 0, 30)
+	r.must(r.feed.give(t, batch...))
+	s := r.until("held", func(s control.Status) bool { return s.Destinations[0].State == control.DestinationHeld })
+	if !s.Ledger.Balanced || s.Status != control.Unhealthy {
+		t.Fatalf("status %s, ledger %+v", s.Status, s.Ledger)
+	}
+	for range 30 {
+		if _, err := r.host.PurgeDeadLetters(t.Context(), control.DeadLetterFilter{}); err != nil {
+			t.Fatal(err)
+		}
+		if r.status().Ledger.Waiting == 0 {
+			break
+		}
+	}
+	r.restart()
+	s = r.status()
+	if !s.Ledger.Balanced {
+		t.Fatalf("ledger %+v", s.Ledger)
+	}
+}
+
+func TestConfigurationThatCannotWork(t *testing.T) {
+	for _, cfg := range []Config{
+		{Sources: []SourceConfig{{Name: "s"}}},
+		{Pipelines: []PipelineConfig{{Name: "p", Sources: []string{"s"}}, {Name: "q", Sources: []string{"s"}}}},
+		{Pipelines: []PipelineConfig{{Name: "p", Target: "c.s.t"}}},
+	} {
+		if err := cfg.checkMembers(); err == nil {
+			t.Errorf("%+v is taken", cfg)
+		}
+	}
+}
+
+// TestHeldBatchOfLargeRecords: a batch larger than a frame is held in several.
+func TestHeldBatchOfLargeRecords(t *testing.T) {
+	r := newRig(t, "m").start()
+	r.push("m", "broken")
+	batch := recs("a", 0, 24)
+	for i := range batch {
+		batch[i].Attrs = []abi.Attr{{Key: "x", Value: abi.String(strings.Repeat("y", 200<<10))}}
+	}
+	r.must(r.feed.give(t, batch...))
+	r.until("held", func(s control.Status) bool { return s.Ledger.Held == 24 })
+	r.restart()
+	r.push("m", "poison")
+	if got := values(r.main.wait(t, 24)); !slices.Equal(got, numbers(0, 24)) {
+		t.Fatalf("got %v", got)
+	}
+	r.balanced(control.Ledger{Read: 24, Delivered: 24})
+}
+
+// TestProbingDeadLettersNothing: while a pipeline is held, trying its module
+// again does not move the input into the dead-letter queue bit by bit.
+func TestProbingDeadLettersNothing(t *testing.T) {
+	r := newRig(t, "m").start()
+	r.push("m", "broken")
+	for i := range 20 {
+		r.must(r.feed.give(t, recs("a", 2*i, 2)...))
+	}
+	s := r.until("held", func(s control.Status) bool { return s.Pipelines[0].State == control.PipelineHeld })
+	dead, held := s.Ledger.DeadLettered, s.Ledger.Held
+	if dead > budgetFaults || dead+held != 40 {
+		t.Fatalf("%d dead-lettered, %d held of 40", dead, held)
+	}
+	for range 3 {
+		r.restart() // tries at once
+		s = r.until("held again", func(s control.Status) bool { return s.Pipelines[0].State == control.PipelineHeld })
+		if s.Ledger.DeadLettered != dead || s.Ledger.Held != held {
+			t.Fatalf("after a try: %d dead-lettered, %d held; before %d, %d", s.Ledger.DeadLettered, s.Ledger.Held, dead, held)
+		}
+	}
+	r.push("m", "stamp1")
+	r.main.wait(t, int(held))
+	r.balanced(control.Ledger{Read: 40, Delivered: held, DeadLettered: dead})
+}

@@ -229,6 +229,8 @@ type rig struct {
 	cfg   PipelineConfig
 	stop  func()
 	key   string
+	// letterBytes bounds the dead-letter queue; 0 is its default.
+	letterBytes int64
 }
 
 const (
@@ -252,7 +254,7 @@ func (r *rig) start() *rig {
 	r.t.Helper()
 	log := slog.New(slog.DiscardHandler)
 	var err error
-	r.sp, err = spool.Open(spool.Options{Dir: "spool", FS: r.fs, Logger: log, Keys: spool.KeyConfig{KeyEnv: "KEY"},
+	r.sp, err = spool.Open(spool.Options{Dir: "spool", FS: r.fs, Logger: log, MaxLetterBytes: r.letterBytes, Keys: spool.KeyConfig{KeyEnv: "KEY"},
 		Getenv: func(string) string { return r.key }})
 	r.must(err)
 	if r.box == nil {

@@ -174,7 +174,12 @@ func (h *Host) backToPipeline(ctx context.Context, l *spool.Letter, recs []sinks
 	if err := h.pipelines[i].emit(l.Source)(ctx, b, func(err error) { done <- err }); err != nil {
 		return err
 	}
-	return <-done
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err() // the letter stays, so its record may come twice
+	}
 }
 
 // backToQueue appends records to their destination again, under their old ids.

@@ -86,10 +86,10 @@ func TestTick(t *testing.T) {
 	r.start()
 	r.push("m", "count")
 	r.must(r.feed.give(t, recs("a", 0, 5)...))
-	s := r.until("a tick after the batch", func(control.Status) bool {
+	r.until("a tick after the batch", func(control.Status) bool {
 		return slices.ContainsFunc(r.main.all(), func(x sinks.Record) bool { return x.Address == "count" && x.Value.AsInt() == 5 })
 	})
-	s = r.until("delivered", func(s control.Status) bool { return s.Ledger.Waiting == 0 })
+	s := r.until("delivered", func(s control.Status) bool { return s.Ledger.Waiting == 0 })
 	if l := s.Ledger; l.Read != 5 || !l.Balanced || l.Delivered <= 5 {
 		t.Fatalf("ledger with ticks: %+v", l)
 	}

@@ -53,6 +53,7 @@ type pipeline struct {
 	reader    *spool.Reader
 	retryAt   time.Time
 	retryWait time.Duration
+	probing   bool // a held batch is tried with the revision that failed
 
 	mu     sync.Mutex
 	state  string
@@ -93,6 +94,7 @@ func (h *Host) openPipeline(ctx context.Context, pc PipelineConfig, bs *books) (
 		in: make(chan item, h.cfg.MemoryRecords), room: semaphore.NewWeighted(int64(h.cfg.MemoryRecords)),
 		effects: make(chan *effect, 8), stopped: make(chan struct{}),
 		seq: b.Seq, heldLeft: held.Stat().WaitingRecords, state: control.PipelineRunning}
+	p.probing = p.heldLeft > 0
 	p.openChain(ctx)
 	return p, nil
 }
@@ -191,10 +193,12 @@ func (p *pipeline) run(ctx context.Context) {
 func (p *pipeline) loop(ctx context.Context) {
 	// Modules have limits of their own; a stop must not look like their fault.
 	work := context.WithoutCancel(ctx)
+	first := true // what is loaded at the start is the revision of before
 	for {
-		if p.chain.apply(work) {
+		if swapped := p.chain.apply(work); swapped && !first {
 			p.mended()
 		}
+		first = false
 		if name := p.chain.missing(); name != "" {
 			p.setState(control.PipelineWaiting, "module "+name+" is not uploaded: edgehost module push FILE --name "+name)
 			select {

@@ -134,8 +134,19 @@ func destinationState(g sinks.Status) (state, detail string) {
 
 func (h *Host) deadLetterStatus() control.DeadLetterStatus {
 	st := h.dlq.Stat()
-	out := control.DeadLetterStatus{Entries: st.Letters, Bytes: st.Bytes, Total: map[string]uint64{}}
-	maps.Copy(out.Total, st.ByReason)
+	out := control.DeadLetterStatus{Entries: st.Letters, Bytes: st.Bytes, Cap: h.cfg.LetterCap, Total: map[string]uint64{}}
+	h.books.Lock()
+	defer h.books.Unlock()
+	for _, p := range h.pipelines {
+		for reason, n := range p.commit.book.Rejects {
+			out.Total[reason] += n
+		}
+	}
+	for _, d := range h.destinations {
+		if n := d.queue.Stat().Settled.DeadLettered; n > 0 {
+			out.Total["refused_by_destination"] += n
+		}
+	}
 	return out
 }
 
@@ -153,6 +164,7 @@ func (h *Host) judge(s *control.Status) {
 	}
 	for i, p := range h.pipelines {
 		if problem := p.commit.getProblem(); problem != "" {
+			s.Spool.Error = problem
 			worse(control.Unhealthy, "pipeline %s cannot commit: %s", p.cfg.Name, problem)
 		}
 		if ps := s.Pipelines[i]; ps.State != control.PipelineRunning {

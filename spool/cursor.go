@@ -122,7 +122,7 @@ func openCursor(d disk, path string, key []byte, uuid [16]byte, gen uint64, p po
 	}
 	c := &cursorFile{f: f, key: key, uuid: uuid, gen: gen}
 	if err := c.write(p, time.Now()); err != nil {
-		f.Close()
+		_ = f.Close()
 		return nil, err
 	}
 	return c, nil

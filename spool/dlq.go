@@ -82,7 +82,7 @@ func (d *DeadLetters) recover(keep func(Owner) bool) error {
 		return err
 	}
 	b := d.store.db.NewBatch()
-	defer b.Close()
+	defer func() { _ = b.Close() }()
 	d.stat.Damaged, err = d.each(0, func(l Letter, size int) (bool, error) {
 		d.next = max(d.next, l.ID+1)
 		if l.Owner.ID != [16]byte{} && !keep(l.Owner) {
@@ -208,7 +208,7 @@ func (d *DeadLetters) Put(ctx context.Context, letters ...Letter) error {
 		return context.Cause(ctx)
 	}
 	c := change{b: d.store.db.NewIndexedBatch()}
-	defer c.b.Close()
+	defer func() { _ = c.b.Close() }()
 	next := d.next
 	for _, l := range letters {
 		if err := d.put(&c, l, &next); err != nil {
@@ -301,7 +301,7 @@ func (d *DeadLetters) find(r pebble.Reader, id uint64) (l Letter, size int, err 
 	return l, size, err
 }
 
-// ErrNoLetter: there is no letter with this ID.
+// ErrNoLetter means that there is no letter with this ID.
 var ErrNoLetter = errors.New("no such dead letter")
 
 // Get returns the letter with this ID. ErrNoLetter: there is none.
@@ -354,7 +354,7 @@ func (d *DeadLetters) Delete(ids ...uint64) error {
 		return ErrClosed
 	}
 	c := change{b: d.store.db.NewIndexedBatch()}
-	defer c.b.Close()
+	defer func() { _ = c.b.Close() }()
 	for _, id := range ids {
 		l, size, err := d.find(c.b, id)
 		if errors.Is(err, pebble.ErrNotFound) {

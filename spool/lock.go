@@ -29,7 +29,7 @@ func (d disk) lock(path string) (io.Closer, error) {
 	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		holder, _ := io.ReadAll(io.LimitReader(f, 32))
-		f.Close()
+		_ = f.Close()
 		return nil, fmt.Errorf("%w: process %s holds %s: stop it first, or talk to it over its admin socket",
 			ErrLocked, strings.TrimSpace(string(holder)), path)
 	}
@@ -40,7 +40,7 @@ func (d disk) lock(path string) (io.Closer, error) {
 		_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
 	}
 	if err != nil {
-		f.Close()
+		_ = f.Close()
 		return nil, fmt.Errorf("lock %s: %w", path, err)
 	}
 	return f, nil

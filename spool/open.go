@@ -167,7 +167,7 @@ func (q *Queue) inspectChain(db *pebble.DB, names []string) error {
 	if err != nil {
 		return asDamage(err)
 	}
-	defer it.Close()
+	defer func() { _ = it.Close() }()
 	at := q.pos.head
 	for at < q.pos.tail {
 		if end := spans.end(at); end > at {
@@ -300,7 +300,7 @@ func (q *Queue) recover(keep func(Owner) bool, known bool) error {
 // A frame is voided only when its seal proves that its owner is what it says.
 func (q *Queue) decide(keep func(Owner) bool, end uint64) error {
 	b := q.db.NewBatch()
-	defer b.Close()
+	defer func() { _ = b.Close() }()
 	var errVoid error
 	waiting, bytes, voided := uint64(0), uint64(0), uint64(0)
 	err := q.scan(q.pos.tail, end, func(e entry) bool {
@@ -374,7 +374,7 @@ func (q *Queue) bounds() (first, end uint64, err error) {
 			}
 		} else if err := it.Error(); err != nil {
 			if !pebble.IsCorruptionError(err) {
-				it.Close()
+				_ = it.Close()
 				return 0, 0, fmt.Errorf("read frames: %w", err)
 			}
 			for _, t := range all {

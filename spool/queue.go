@@ -291,7 +291,7 @@ func (q *Queue) store(ops []op) error {
 		size += len(o.value) + 64
 	}
 	b := q.db.NewBatchWithSize(size)
-	defer b.Close()
+	defer func() { _ = b.Close() }()
 	for _, o := range ops {
 		if o.frame != nil {
 			if err := b.Set(o.key, o.value, nil); err != nil {
@@ -460,7 +460,7 @@ func (q *Queue) close() error {
 	q.mu.Lock()
 	q.closed = true
 	q.mu.Unlock()
-	q.cursor.close()
+	_ = q.cursor.close()
 	if errDB := q.db.Close(); err == nil && errDB != nil {
 		err = fmt.Errorf("close queue %s: %w", q.name, errDB)
 	}

@@ -152,7 +152,7 @@ func readCommits(db *pebble.DB) (uint64, error) {
 	if err != nil {
 		return 0, fmt.Errorf("read commit counter: %w", err)
 	}
-	defer closer.Close()
+	defer func() { _ = closer.Close() }()
 	if len(stored) != 8 {
 		return 0, fmt.Errorf("%w: commit counter", ErrDamaged)
 	}
@@ -186,7 +186,7 @@ func (st *smallStore) commit(b *pebble.Batch) error {
 
 func (st *smallStore) commitGroup(group []*commitCall) error {
 	all := st.db.NewBatch()
-	defer all.Close()
+	defer func() { _ = all.Close() }()
 	for _, c := range group {
 		if err := all.Apply(c.b, nil); err != nil {
 			return err

@@ -202,7 +202,7 @@ func Open(o Options) (*Spool, error) {
 		return nil, fmt.Errorf("open spool: %w", err)
 	}
 	if err := s.openKeys(); err != nil {
-		s.lock.Close()
+		_ = s.lock.Close()
 		return nil, fmt.Errorf("open spool: %w", err)
 	}
 	s.cache = pebble.NewCache(cacheSize)

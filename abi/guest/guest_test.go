@@ -8,6 +8,7 @@ import (
 	"os"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"unsafe"
@@ -343,7 +344,7 @@ func TestLayoutVectors(t *testing.T) {
 				v, _ := r.Attr(a.Key)
 				got.Attrs = append(got.Attrs, abi.Attr{Key: a.Key, Value: v})
 			}
-			if !reflect.DeepEqual(abi.AppendRecord(nil, &got), abi.AppendRecord(nil, &want)) || r.row.attrs.n != uint32(len(want.Attrs)) {
+			if !reflect.DeepEqual(abi.AppendRecord(nil, &got), abi.AppendRecord(nil, &want)) || r.row().attrs.n != uint32(len(want.Attrs)) {
 				t.Errorf("%s, record %d: %+v, want %+v", v.Name, n, got, want)
 			}
 			n++
@@ -352,5 +353,22 @@ func TestLayoutVectors(t *testing.T) {
 		if n != len(v.Records) {
 			t.Errorf("%s: %d records, want %d", v.Name, n, len(v.Records))
 		}
+	}
+}
+
+func TestAttrsAreInOrder(t *testing.T) {
+	var seen []string
+	mustRun(t, func() {
+		Map(func(r *Record) {
+			for key, v := range r.Attrs() {
+				seen = append(seen, r.Address()+" "+key+"="+v.Text()+strconv.FormatUint(v.Bits(), 10))
+				if key == "unit" && r.Address() == "b" {
+					break
+				}
+			}
+		})
+	})
+	if want := []string{"a unit=bar0", "a qos=1", "b unit=bar0"}; !slices.Equal(seen, want) {
+		t.Errorf("%q, want %q", seen, want)
 	}
 }

@@ -35,12 +35,20 @@ type attr struct {
 	_     [7]uint8
 }
 
-// row is the input row i.
-func (h *header) row(i uint32) *row { return (*row)(at(h.rows + i*h.rowSize)) }
+// end is the address behind the input rows.
+func (h *header) end() uint32 { return h.rows + h.nRows*h.rowSize }
 
-// copyWords copies a row of size bytes, which may be longer than this SDK knows.
-func copyWords(to, from *row, size uint32) {
-	copy(unsafe.Slice((*uint64)(unsafe.Pointer(to)), size/8), unsafe.Slice((*uint64)(unsafe.Pointer(from)), size/8))
+// copyRow copies a row of size bytes, which may be longer than this SDK knows.
+func copyRow(to, from, size uint32) {
+	if size == uint32(unsafe.Sizeof(row{})) {
+		*(*row)(at(to)) = *(*row)(at(from))
+		return
+	}
+	copyWords(to, from, size)
+}
+
+func copyWords(to, from, size uint32) {
+	copy(unsafe.Slice((*uint64)(at(to)), size/8), unsafe.Slice((*uint64)(at(from)), size/8))
 }
 
 // text is a view of the guest's memory.

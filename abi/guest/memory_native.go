@@ -79,11 +79,15 @@ func refOf(s string) ref {
 	return ref{to, uint32(len(s))}
 }
 
-func alloc(n uint32) uint32 {
+func alloc(n uint32) uint32 { return bump(n) }
+
+func bump(n uint32) uint32 {
 	p := next
 	next += n
 	return p
 }
+
+func concat(a, b string) string { return refOf(a + b).text() }
 
 func hostLog(level Level, text string) {
 	if native.Log != nil {

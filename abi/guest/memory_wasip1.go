@@ -7,23 +7,41 @@ import (
 	"unsafe"
 )
 
-const chunkWords = 4 << 10
+const (
+	chunkWords = 4 << 10
+	mostWords  = 128 << 10
+)
 
 // What lives until the next batch: the garbage collector cannot see references
 // that are written as numbers into rows.
 var (
-	arena []uint64   // edgehost_alloc
-	chunk []uint64   // alloc, the piece in use
-	spare []uint64   // alloc, the first piece, kept for the next batch
-	full  [][]uint64 // alloc, pieces that are used up
-	texts []string   // refOf
+	arena  []uint64   // edgehost_alloc
+	first  []uint64   // bump, the piece that every batch begins with
+	others [][]uint64 // bump, the pieces of this batch beside it
+	texts  []string   // refOf
 )
 
+// The free part of the piece in use, as numbers: pointers would cost the garbage
+// collector's barrier.
+var begins, free, ends uint32
+
 func reset() {
-	chunk, full = spare, full[:0]
+	if first == nil || len(others) > 0 { // as much as the last batch took, within reason
+		first = make([]uint64, min(chunkWords*(1+2*len(others)), mostWords))
+	}
+	use(first)
+	clear(others)
+	others = others[:0]
 	clear(texts)
-	texts = texts[:0]
+	texts, kept = texts[:0], 0
 }
+
+func use(piece []uint64) {
+	begins = address(piece)
+	free, ends = begins, begins+uint32(len(piece))*8
+}
+
+func address(words []uint64) uint32 { return uint32(uintptr(unsafe.Pointer(unsafe.SliceData(words)))) }
 
 // at is a pointer to an address of the linear memory.
 func at(ptr uint32) unsafe.Pointer { return unsafe.Pointer(uintptr(ptr)) }
@@ -33,26 +51,81 @@ func refOf(s string) ref {
 	if s == "" {
 		return ref{}
 	}
-	texts = append(texts, s)
-	return ref{uint32(uintptr(unsafe.Pointer(unsafe.StringData(s)))), uint32(len(s))}
+	p := uint32(uintptr(unsafe.Pointer(unsafe.StringData(s))))
+	if p-begins >= ends-begins {
+		texts = append(texts, s)
+	}
+	return ref{p, uint32(len(s))}
+}
+
+// bump gives n bytes, a multiple of 8, until the next batch.
+func bump(n uint32) uint32 {
+	if n > ends-free {
+		more(n)
+	}
+	p := free
+	free += n
+	return p
+}
+
+func more(n uint32) {
+	piece := make([]uint64, max(chunkWords, n/8))
+	others = append(others, piece)
+	use(piece)
 }
 
 // alloc gives n zero bytes, a multiple of 8, until the next batch.
 func alloc(n uint32) uint32 {
-	words := int(n / 8)
-	if words > len(chunk) {
-		if spare == nil {
-			spare = make([]uint64, max(chunkWords, words))
-			chunk = spare
-		} else {
-			chunk = make([]uint64, max(chunkWords, words))
-			full = append(full, chunk)
-		}
+	p := bump(n)
+	clear(unsafe.Slice((*uint64)(at(p)), n/8))
+	return p
+}
+
+// join remembers a result of concat in this batch. It names strings by where they
+// lie, as numbers, and texts keeps them there.
+type join struct {
+	a, b, out uint64
+	gen       uint32
+}
+
+var (
+	joins [1024]join
+	kept  uint64 // the last text of keep in this batch
+)
+
+func where(s string) uint64 {
+	return uint64(uintptr(unsafe.Pointer(unsafe.StringData(s)))) | uint64(len(s))<<32
+}
+
+func concat(a, b string) string {
+	ka, kb := where(a), where(b)
+	j := &joins[uint32(kb)/8%uint32(len(joins))]
+	if j.b != kb || j.a != ka || j.gen != generation {
+		*j = join{a: ka, b: kb, gen: generation, out: glue(a, b)}
 	}
-	clear(chunk[:words])
-	p := unsafe.Pointer(unsafe.SliceData(chunk))
-	chunk = chunk[words:]
-	return uint32(uintptr(p))
+	return textOf(j.out)
+}
+
+// keep keeps s where it is until the next batch. The host's batch stays by itself.
+func keep(s string) {
+	if w := where(s); uint32(w)-address(arena) >= uint32(len(arena))*8 && w != kept {
+		texts = append(texts, s)
+		kept = w
+	}
+}
+
+func glue(a, b string) uint64 {
+	n := len(a) + len(b)
+	if n == 0 {
+		return 0
+	}
+	keep(a)
+	keep(b)
+	p := bump((uint32(n) + 7) &^ 7)
+	text := unsafe.Slice((*byte)(at(p)), n)
+	copy(text, a)
+	copy(text[len(a):], b)
+	return uint64(p) | uint64(n)<<32
 }
 
 //go:wasmexport edgehost_abi_v1
@@ -61,7 +134,7 @@ func exportMarker() {}
 //go:wasmexport edgehost_alloc
 func exportAlloc(size uint32) uint32 {
 	arena = make([]uint64, (size+7)/8)
-	return uint32(uintptr(unsafe.Pointer(unsafe.SliceData(arena))))
+	return address(arena)
 }
 
 //go:wasmexport edgehost_init

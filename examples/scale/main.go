@@ -14,7 +14,7 @@ func init() {
 			}
 		}
 		if prefix != "" {
-			r.SetAddress(prefix + r.Address())
+			r.SetAddress(guest.Concat(prefix, r.Address()))
 		}
 	})
 }

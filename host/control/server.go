@@ -105,7 +105,7 @@ func Serve(ctx context.Context, l net.Listener, backend Backend, log *slog.Logge
 		cancel()
 		err = server.Close()
 	}
-	<-ended
+	<-ended // says only that the server was closed
 	return err
 }
 

@@ -51,38 +51,15 @@ func spell(types string) string {
 }
 
 // typeNames are the letters of a signature.
-var typeNames = map[rune]string{'i': "i32", 'I': "i64", 'f': "f32", 'F': "f64", '?': "other"}
+var typeNames = map[rune]string{'i': "i32", 'I': "i64", 'f': "f32", 'F': "f64"}
 
-func typesOf(types []api.ValueType) string {
-	b := make([]byte, len(types))
-	for i, t := range types {
-		switch t {
-		case api.ValueTypeI32:
-			b[i] = 'i'
-		case api.ValueTypeI64:
-			b[i] = 'I'
-		case api.ValueTypeF32:
-			b[i] = 'f'
-		case api.ValueTypeF64:
-			b[i] = 'F'
-		default:
-			b[i] = '?'
-		}
-	}
-	return string(b)
-}
-
-// valueTypes is the reverse of typesOf.
+// valueTypes are the types of a signature.
 func valueTypes(letters string) []api.ValueType {
 	types := make([]api.ValueType, len(letters))
 	for i, t := range letters {
 		types[i] = map[rune]api.ValueType{'i': api.ValueTypeI32, 'I': api.ValueTypeI64, 'f': api.ValueTypeF32, 'F': api.ValueTypeF64}[t]
 	}
 	return types
-}
-
-func signatureOf(f api.FunctionDefinition) signature {
-	return signature{typesOf(f.ParamTypes()), typesOf(f.ResultTypes())}
 }
 
 // exportTypes are the functions that the host calls.
@@ -96,65 +73,65 @@ var exportTypes = map[string]signature{
 	abi.ExportStop:       {"", ""},
 }
 
-// checkModule holds a compiled module to the ABI before anything of it runs.
-func checkModule(c wazero.CompiledModule) (exportSet, error) {
-	var reasons []string
-	exports := c.ExportedFunctions()
+// checkModule holds a module to the ABI before anything of it runs, and lists
+// every reason against it.
+func checkModule(info *meter.Info) (has exportSet, reasons []string) {
+	exports := map[string]string{}
+	var memories []string
+	for _, e := range info.Exports {
+		switch e.Kind {
+		case "func":
+			exports[e.Name] = e.Type
+		case "memory":
+			memories = append(memories, e.Name)
+		}
+	}
 	for _, name := range slices.Sorted(maps.Keys(exportTypes)) {
-		f, ok := exports[name]
-		switch want := exportTypes[name]; {
-		case ok && signatureOf(f) != want:
-			reasons = append(reasons, fmt.Sprintf("the export %s has the type %s, it must be %s", name, signatureOf(f), want))
+		have, ok := exports[name]
+		switch want := exportTypes[name].String(); {
+		case ok && have != want:
+			reasons = append(reasons, fmt.Sprintf("the export %s has the type %s, it must be %s", name, have, want))
 		case !ok && name == abi.ExportMarker:
 			reasons = append(reasons, "the marker export "+name+" is missing: the module is not built for the edgehost record ABI v1")
 		case !ok && (name == abi.ExportAlloc || name == abi.ExportProcess):
 			reasons = append(reasons, "the export "+name+" is missing")
 		}
 	}
-	if exports["_start"] != nil && exports[abi.ExportInitialize] == nil {
+	exported := func(name string) bool { _, ok := exports[name]; return ok }
+	if exported("_start") && !exported(abi.ExportInitialize) {
 		reasons = append(reasons, "the module is a command (it exports _start): build a reactor (Go: -buildmode=c-shared, C: -mexec-model=reactor)")
 	}
-	if len(c.ExportedMemories()) != 1 || c.ExportedMemories()[abi.ExportMemory] == nil {
+	if !slices.Equal(memories, []string{abi.ExportMemory}) {
 		reasons = append(reasons, `the module must export its one memory under the name "memory"`)
 	}
-	reasons = append(reasons, checkImports(c)...)
-	if len(reasons) > 0 {
-		return exportSet{}, &Refusal{Reasons: reasons}
-	}
 	return exportSet{
-		initialize: exports[abi.ExportInitialize] != nil,
-		init:       exports[abi.ExportInit] != nil,
-		tick:       exports[abi.ExportTick] != nil,
-		stop:       exports[abi.ExportStop] != nil,
-	}, nil
+		initialize: exported(abi.ExportInitialize),
+		init:       exported(abi.ExportInit),
+		tick:       exported(abi.ExportTick),
+		stop:       exported(abi.ExportStop),
+	}, append(reasons, checkImports(info.Imports)...)
 }
 
 // checkImports lists every import that the host does not offer.
-func checkImports(c wazero.CompiledModule) []string {
+func checkImports(imports []meter.Import) []string {
 	var reasons []string
-	for _, f := range c.ImportedFunctions() {
-		module, name, _ := f.Import()
-		var want signature
-		ok := false
-		switch module {
+	for _, im := range imports {
+		var known map[string]hostFunc
+		switch im.Module {
 		case abi.ImportModule:
-			fn, found := edgehostFuncs[name]
-			want, ok = fn.signature, found
+			known = edgehostFuncs
 		case abi.ImportWASI:
-			fn, found := wasiFuncs[name]
-			want, ok = fn.signature, found
-		case meter.YieldModule:
-			continue // added by the meter, which refuses modules that bring their own
+			known = wasiFuncs
 		}
+		fn, ok := known[im.Name]
 		switch {
-		case !ok:
-			reasons = append(reasons, fmt.Sprintf("the import %s.%s is unknown to this host", module, name))
-		case signatureOf(f) != want:
-			reasons = append(reasons, fmt.Sprintf("the import %s.%s has the type %s, it must be %s", module, name, signatureOf(f), want))
+		case im.Kind == "memory":
+			reasons = append(reasons, "the module imports a memory: it must bring and export its own")
+		case !ok || im.Kind != "func":
+			reasons = append(reasons, fmt.Sprintf("the import %s.%s is unknown to this host", im.Module, im.Name))
+		case im.Type != fn.String():
+			reasons = append(reasons, fmt.Sprintf("the import %s.%s has the type %s, it must be %s", im.Module, im.Name, im.Type, fn.String()))
 		}
-	}
-	if len(c.ImportedMemories()) > 0 {
-		reasons = append(reasons, "the module imports a memory: it must bring and export its own")
 	}
 	return reasons
 }

@@ -18,12 +18,17 @@ import (
 // they look at the deadline themselves.
 const workBetweenChecks = 1 << 16
 
-// instrument meters a module.
-func instrument(wasm []byte, l Limits) ([]byte, *meter.Info, error) {
+// meterConfig is what the meter holds a module to.
+func meterConfig(l Limits) meter.Config {
 	cfg := meter.DefaultConfig()
 	cfg.ModuleBytes = l.ModuleBytes
 	cfg.MemoryPages = 1 << 16 // memory holds each instance to its own limit, and notices
-	out, info, err := meter.Instrument(wasm, cfg)
+	return cfg
+}
+
+// instrument meters a module.
+func instrument(wasm []byte, l Limits) ([]byte, *meter.Info, error) {
+	out, info, err := meter.Instrument(wasm, meterConfig(l))
 	var refused *meter.Refused
 	if errors.As(err, &refused) {
 		return nil, nil, &Refusal{Reasons: refused.Reasons}
@@ -40,7 +45,7 @@ func instrument(wasm []byte, l Limits) ([]byte, *meter.Info, error) {
 // call is the state of the call that an instance is in.
 type call struct {
 	ctx      context.Context
-	deadline time.Time
+	deadline time.Time // zero until the clock is looked at: short calls do not need it
 	allowed  time.Duration
 	budget   int64 // units of fuel for the whole call
 	used     int64 // units of slices that are used up
@@ -57,7 +62,11 @@ func (c *call) check() {
 	if c.ctx.Err() != nil {
 		panic(errHost)
 	}
-	if !time.Now().Before(c.deadline) {
+	now := time.Now()
+	if c.deadline.IsZero() { // less than a slice of fuel after the call began
+		c.deadline = now.Add(c.allowed)
+	}
+	if !now.Before(c.deadline) {
 		panic(&abort{ClassDeadline, c.deadlineMessage()})
 	}
 }
@@ -79,7 +88,7 @@ func (i *Instance) slice() int64 {
 
 // arm gives the module a call's fuel, depth and time.
 func (i *Instance) arm(ctx context.Context, allowed time.Duration, budget int64) {
-	i.call = call{ctx: ctx, deadline: time.Now().Add(allowed), allowed: allowed, budget: budget}
+	i.call = call{ctx: ctx, allowed: allowed, budget: budget}
 	i.setMeters()
 }
 

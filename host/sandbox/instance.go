@@ -13,11 +13,11 @@ import (
 	"github.com/tetratelabs/wazero/experimental"
 )
 
-// Output and Reject are records that a module emitted and rejected.
-type (
-	Output = abi.Output
-	Reject = abi.Reject
-)
+// Output is a record that a module emitted.
+type Output = abi.Output
+
+// Reject is an input record that a module rejected, and why.
+type Reject = abi.Reject
 
 // Result is what one call of a module left: what it emitted, in its order, and
 // what it rejected. Input records that neither names were filtered. The slices are
@@ -111,6 +111,7 @@ func (i *Instance) start(ctx context.Context) error {
 
 func (i *Instance) boot(ctx context.Context) error {
 	i.arm(ctx, i.env.Limits.InitDeadline, unlimited)
+	i.call.deadline = time.Now().Add(i.env.Limits.InitDeadline)
 	i.granted = i.module.meter.Slice
 	if need, most := i.module.meter.MemoryMin, i.env.Limits.MemoryPages; need > most {
 		return refuse("the module starts with %d pages of memory, at most %d are allowed", need, most)

@@ -46,12 +46,12 @@ func (l *logs) add(level slog.Level, text []byte) {
 	l.tokens = min(float64(l.rate), l.tokens+now.Sub(l.last).Seconds()*float64(l.rate))
 	l.last = now
 	text = text[:min(len(text), abi.MaxLogLine)]
-	if cost := float64(len(text) + 1); cost > l.tokens || len(l.lines) >= linesKept {
+	cost := float64(len(text) + 1)
+	if cost > l.tokens || len(l.lines) >= linesKept {
 		l.dropped++
 		return
-	} else {
-		l.tokens -= cost
 	}
+	l.tokens -= cost
 	l.lines = append(l.lines, line{level, strings.ToValidUTF8(string(text), "\uFFFD")})
 }
 

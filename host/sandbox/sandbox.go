@@ -63,7 +63,7 @@ func New(cfg Config) (*Host, error) {
 	h.runtime = wazero.NewRuntimeWithConfig(ctx, rc)
 	for _, build := range []func(context.Context, wazero.Runtime) error{exportEdgehost, exportWASI, exportYield} {
 		if err := build(ctx, h.runtime); err != nil {
-			h.Close()
+			_ = h.Close()
 			return nil, fmt.Errorf("export host functions: %w", err)
 		}
 	}
@@ -104,13 +104,12 @@ func (h *Host) Compile(ctx context.Context, wasm []byte) (*Module, error) {
 	if err != nil {
 		return nil, err
 	}
+	has, reasons := checkModule(info)
+	if len(reasons) > 0 {
+		return nil, &Refusal{Reasons: reasons}
+	}
 	compiled, err := h.compile(ctx, metered)
 	if err != nil {
-		return nil, err
-	}
-	has, err := checkModule(compiled)
-	if err != nil {
-		compiled.Close(ctx)
 		return nil, err
 	}
 	sum := sha256.Sum256(wasm)

@@ -161,7 +161,7 @@ func (i *Instance) write(w KVWrite) int {
 
 // hostMetric is metric(kind, name, name_len) -> id.
 func hostMetric(i *Instance, mem api.Memory, stack []uint64) {
-	kind := MetricKind(min(stack[0], 255))
+	kind := MetricKind(min(uint32(stack[0]), 255)) // the upper half of an i32 is undefined
 	key, bad := name(mem, stack, 1, abi.MaxKey)
 	if bad == 0 && (kind > Gauge || !metricName(key)) {
 		bad = abi.ErrnoInvalid

@@ -2,6 +2,7 @@ package modbus
 
 import (
 	"container/heap"
+	"errors"
 	"fmt"
 	"log/slog"
 	"runtime/debug"
@@ -307,7 +308,7 @@ func (b *bus) tick(m *member, g *pollGroup, now time.Time) {
 	}
 	p := poller{bus: b, member: m, group: g, begin: now, budget: splitsPerPoll, out: g.slots[g.turn][:0]}
 	err := b.guard(&p)
-	if err == errLeft {
+	if errors.Is(err, errLeft) {
 		return
 	}
 	took := max(0, b.lastEnd.Sub(now)) // less than no time: nothing was sent

@@ -121,7 +121,7 @@ func (p *poller) give(list []int, err error) {
 // refusal reports whether err means that the device does not have an address,
 // or not so many in one request. Some devices say it with a malformed exception.
 func (p *poller) refusal(err error) bool {
-	return err == illegalAddress || err == illegalValue || (errors.Is(err, errOdd) && !p.bus.rtu)
+	return errors.Is(err, illegalAddress) || errors.Is(err, illegalValue) || (errors.Is(err, errOdd) && !p.bus.rtu)
 }
 
 // read makes one request, with the configured retries.

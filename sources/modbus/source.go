@@ -17,6 +17,7 @@ package modbus
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -271,7 +272,7 @@ func (s *Source) send(ctx context.Context, emit sources.Emit, recs []abi.Record)
 		n := min(len(recs), sources.BatchRecords)
 		batch := sources.Batch{Time: sources.Micros(time.Now()), Records: recs[:n:n]}
 		err := emit(ctx, batch, func(err error) {
-			if err != nil && err != sources.ErrDropped {
+			if err != nil && !errors.Is(err, sources.ErrDropped) {
 				s.deps.Status.Fail("not_stored", n)
 				s.forget.Store(true)
 			}
@@ -279,7 +280,7 @@ func (s *Source) send(ctx context.Context, emit sources.Emit, recs []abi.Record)
 		if err != nil {
 			s.forget.Store(true)
 			if ctx.Err() != nil {
-				return nil
+				return ctx.Err()
 			}
 			return fmt.Errorf("emit batch: %w", err)
 		}

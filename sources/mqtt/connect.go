@@ -72,7 +72,7 @@ func (s *Source) dial(ctx context.Context, to endpoint) (*connection, error) {
 			dialErr = err
 			return nil, err
 		}
-		unwatch = context.AfterFunc(ctx, func() { conn.Close() })
+		unwatch = context.AfterFunc(ctx, func() { _ = conn.Close() })
 		c.guard = newGuard(conn, s.cfg.MaxPayloadBytes)
 		return c.guard, nil
 	})
@@ -83,7 +83,7 @@ func (s *Source) dial(ctx context.Context, to endpoint) (*connection, error) {
 	unwatch()
 	if err := token.Error(); err != nil {
 		if c.guard != nil {
-			c.guard.Close()
+			_ = c.guard.Close()
 			dialErr = c.guard.readErr()
 		}
 		return nil, s.connectError(to, token.ReturnCode(), c.guard != nil, dialErr, err)
@@ -126,7 +126,7 @@ func (c *connection) close() {
 	if c.client.IsConnectionOpen() {
 		c.client.Disconnect(250)
 	}
-	c.guard.Close()
+	_ = c.guard.Close()
 }
 
 // openConn opens the network connection, with TLS when tlsConfig is set.
@@ -140,7 +140,7 @@ func openConn(ctx context.Context, to endpoint, tlsConfig *tls.Config, timeout t
 	}
 	secure := tls.Client(conn, tlsConfig)
 	if err := secure.HandshakeContext(ctx); err != nil {
-		conn.Close()
+		_ = conn.Close()
 		return nil, err
 	}
 	return secure, nil
@@ -164,7 +164,7 @@ func openWebsocket(ctx context.Context, to endpoint, tlsConfig *tls.Config, time
 	case <-ctx.Done():
 		go func() {
 			if r := <-dialled; r.err == nil {
-				r.conn.Close()
+				_ = r.conn.Close()
 			}
 		}()
 		return nil, ctx.Err()

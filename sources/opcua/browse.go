@@ -20,13 +20,64 @@ const (
 type variable struct {
 	id   *ua.NodeID
 	path string // from Root, qualified
-	name string // display name
-	typ  *ua.NodeID
 }
 
-// browseBelow returns the variables at and below a start node, each once, in
-// breadth-first order. full says that max_nodes cut it short. A start node that
-// the server does not have is an error that is a ua.StatusCode.
+// found is one node below the start of a browse.
+type found struct {
+	id    *ua.NodeID
+	path  string // from Root, qualified
+	name  string // below the start, names only
+	depth int    // 1 is a child of the start
+	ref   *ua.ReferenceDescription
+}
+
+// descend visits the nodes below from in breadth-first order, each once however
+// many ways lead to it, until visit returns false.
+func (s *session) descend(ctx context.Context, from *ua.NodeID, path string, depth int, classes ua.NodeClass, follow func(ref *ua.NodeID) bool, visit func(found) bool) error {
+	seen := map[string]bool{from.String(): true}
+	level := []found{{id: from, path: path}}
+	for d := 1; d <= depth && len(level) > 0; d++ {
+		ids := make([]*ua.NodeID, len(level))
+		for i, at := range level {
+			ids[i] = at.id
+		}
+		refs, status, err := s.browse(ctx, ids, ua.BrowseDirectionForward, idHierarchicalReferences, classes)
+		if err != nil {
+			return fmt.Errorf("browse: %w", err)
+		}
+		var next []found
+		for i, list := range refs {
+			if status[i]>>30 == 2 {
+				s.log.Warn("server does not let us browse a node; what is below it is not read", "node", nodeText(ids[i]), "status", statusName(status[i]))
+			}
+			for _, r := range list {
+				id, ok := expanded(r.NodeID, s.ns)
+				if !ok || r.BrowseName == nil || !follow(r.ReferenceTypeID) || seen[id.String()] {
+					continue
+				}
+				seen[id.String()] = true
+				name := validUTF8(r.BrowseName.Name)
+				at := found{id: id, name: name, path: qualified(r.BrowseName.NamespaceIndex, name), depth: d, ref: r}
+				if level[i].path != "" {
+					at.path = level[i].path + "/" + at.path
+				}
+				if level[i].name != "" {
+					at.name = level[i].name + "/" + at.name
+				}
+				next = append(next, at)
+				if !visit(at) {
+					return nil
+				}
+			}
+		}
+		level = next
+	}
+	return nil
+}
+
+// browseBelow returns the variables at and below a start node, each once. full
+// says that max_nodes cut it short. A start node that the server does not have
+// is an error that is a ua.StatusCode.
 func (s *session) browseBelow(ctx context.Context, st start) (out []variable, full bool, err error) {
 	depth, limit := st.cfg.MaxDepth, st.cfg.MaxNodes
 	if depth == 0 {
@@ -34,6 +85,13 @@ func (s *session) browseBelow(ctx context.Context, st start) (out []variable, fu
 	}
 	if limit == 0 {
 		limit = defaultMaxNodes
+	}
+	class, err := s.read(ctx, []*ua.ReadValueID{attrOf(st.node, ua.AttributeIDNodeClass)})
+	if err != nil {
+		return nil, false, fmt.Errorf("browse %s: %w", nodeName(st.cfg), err)
+	}
+	if class[0].Status>>30 == 2 {
+		return nil, false, class[0].Status
 	}
 	path := st.path
 	if path == "" {
@@ -43,59 +101,20 @@ func (s *session) browseBelow(ctx context.Context, st start) (out []variable, fu
 		}
 		path = one[0].path
 	}
-	type place struct {
-		id         *ua.NodeID
-		path, name string
-	}
-	class, err := s.read(ctx, []*ua.ReadValueID{attrOf(st.node, ua.AttributeIDNodeClass)})
-	if err != nil {
-		return nil, false, fmt.Errorf("browse %s: %w", nodeName(st.cfg), err)
-	}
-	if class[0].Status>>30 == 2 {
-		return nil, false, class[0].Status
-	}
 	if n, ok := class[0].Value.Value().(int32); ok && ua.NodeClass(n) == ua.NodeClassVariable {
 		out = append(out, variable{id: st.node, path: path})
 	}
-	seen := map[string]bool{st.node.String(): true}
-	level := []place{{st.node, path, ""}}
-	for d := 0; d < depth && len(level) > 0; d++ {
-		ids := make([]*ua.NodeID, len(level))
-		for i, pl := range level {
-			ids[i] = pl.id
+	follow := func(ref *ua.NodeID) bool { return follows(ref, st.cfg.IncludeProperties) }
+	err = s.descend(ctx, st.node, path, depth, ua.NodeClassObject|ua.NodeClassVariable, follow, func(at found) bool {
+		if at.ref.NodeClass != ua.NodeClassVariable || !wanted(at.name, st.cfg.Include, st.cfg.Exclude) {
+			return true
 		}
-		refs, _, err := s.browse(ctx, ids, ua.BrowseDirectionForward, idHierarchicalReferences, ua.NodeClassObject|ua.NodeClassVariable)
-		if err != nil {
-			return nil, false, fmt.Errorf("browse %s: %w", nodeName(st.cfg), err)
+		if full = len(out) >= limit; !full {
+			out = append(out, variable{id: at.id, path: at.path})
 		}
-		var next []place
-		for i, list := range refs {
-			for _, r := range list {
-				id, ok := expanded(r.NodeID, s.ns)
-				if !ok || r.BrowseName == nil || !follows(r.ReferenceTypeID, st.cfg.IncludeProperties) || seen[id.String()] {
-					continue
-				}
-				seen[id.String()] = true
-				pl := place{id: id, name: r.BrowseName.Name, path: qualified(r.BrowseName.NamespaceIndex, r.BrowseName.Name)}
-				if level[i].path != "" {
-					pl.path = level[i].path + "/" + pl.path
-				}
-				if level[i].name != "" {
-					pl.name = level[i].name + "/" + pl.name
-				}
-				next = append(next, pl)
-				if r.NodeClass != ua.NodeClassVariable || !wanted(pl.name, st.cfg.Include, st.cfg.Exclude) {
-					continue
-				}
-				if len(out) >= limit {
-					return out, true, nil
-				}
-				out = append(out, variable{id: id, path: pl.path})
-			}
-		}
-		level = next
-	}
-	return out, false, nil
+		return !full
+	})
+	return out, full, err
 }
 
 func follows(ref *ua.NodeID, properties bool) bool {
@@ -162,11 +181,7 @@ func globName(pattern, name string) bool {
 // the hierarchy to Root, each parent asked for once. A node without a parent
 // keeps none.
 func (s *session) findPaths(ctx context.Context, items []*item) error {
-	type up struct {
-		parent *ua.NodeID
-		name   string
-	}
-	known := map[string]*up{ns0(idRootFolder).String(): {name: "0:Root"}}
+	known := map[string]*upward{ns0(idRootFolder).String(): {name: "0:Root"}}
 	var level []*ua.NodeID
 	for _, it := range items {
 		if it.path == "" {
@@ -178,7 +193,7 @@ func (s *session) findPaths(ctx context.Context, items []*item) error {
 		var names []*ua.ReadValueID
 		for _, id := range level {
 			if known[id.String()] == nil {
-				known[id.String()] = &up{}
+				known[id.String()] = &upward{}
 				ask, names = append(ask, id), append(names, attrOf(id, ua.AttributeIDBrowseName))
 			}
 		}
@@ -205,29 +220,38 @@ func (s *session) findPaths(ctx context.Context, items []*item) error {
 		}
 	}
 	for _, it := range items {
-		if it.path != "" {
-			continue
-		}
-		var parts []string
-		id := it.node
-		for range maxDepth {
-			u := known[id.String()]
-			if u == nil || u.name == "" {
-				parts = nil
-				break
-			}
-			parts = append(parts, u.name)
-			if u.parent == nil {
-				break
-			}
-			id = u.parent
-		}
-		slices.Reverse(parts)
-		if len(parts) > 0 && parts[0] == "0:Root" {
-			it.path = strings.Join(parts, "/")
+		if it.path == "" {
+			it.path = pathUp(known, it.node)
 		}
 	}
 	return nil
+}
+
+// upward is what is known of a node on the way to Root.
+type upward struct {
+	parent *ua.NodeID
+	name   string
+}
+
+// pathUp is the browse path of id; "" when its parents do not lead to Root.
+func pathUp(known map[string]*upward, id *ua.NodeID) string {
+	var parts []string
+	for range maxDepth {
+		u := known[id.String()]
+		if u == nil || u.name == "" {
+			return ""
+		}
+		parts = append(parts, u.name)
+		if u.parent == nil {
+			break
+		}
+		id = u.parent
+	}
+	slices.Reverse(parts)
+	if parts[0] != "0:Root" {
+		return ""
+	}
+	return strings.Join(parts, "/")
 }
 
 // lastName is the last name of a qualified browse path, without its namespace.

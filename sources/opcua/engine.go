@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"sync"
 	"time"
@@ -45,12 +44,14 @@ type engine struct {
 	s       *session
 	emitter *emitter
 
+	arena     attrArena
 	queue     []message // accepted, not yet taken by the emitter
 	published chan published
 	fetched   chan fetched
 	wg        sync.WaitGroup
 
 	inFlight, target int
+	maxNotify        int // values in one notification
 	faults           int // publish requests that failed in a row
 	firstAt          time.Time
 	lastAnswer       time.Time
@@ -87,7 +88,7 @@ type fetched struct {
 
 func newEngine(src *Source, s *session, emit sources.Emit) *engine {
 	return &engine{src: src, s: s, emitter: &emitter{src: src, emit: emit, in: make(chan message)}, published: make(chan published, 64),
-		fetched: make(chan fetched, 4), target: src.cfg.PublishRequests, nextRebrowse: map[int]time.Time{}}
+		fetched: make(chan fetched, 4), target: src.cfg.PublishRequests, maxNotify: src.cfg.MaxNotificationsPerPublish, nextRebrowse: map[int]time.Time{}}
 }
 
 func one(r abi.Record) []abi.Record { return []abi.Record{r} }
@@ -185,16 +186,13 @@ func (e *engine) announce() {
 	for _, s := range src.subs {
 		p.Subs = append(p.Subs, resumeSub{ID: s.id, Seq: s.next - 1})
 	}
-	bad := 0
 	for _, it := range src.plan.items {
 		if it.failed {
-			bad++
 			p.Failed = append(p.Failed, it.handle)
 		}
 	}
 	slices.Sort(p.Failed)
 	src.status.Gauge(metricItems, float64(len(src.plan.items)))
-	src.status.Gauge(metricItemsBad, float64(bad+len(src.plan.lost)))
 	e.push(message{head: p})
 }
 
@@ -313,7 +311,9 @@ func (e *engine) publishFault(ctx context.Context, p published) error {
 		return nil
 	case errors.Is(p.err, ua.StatusBadTimeout):
 		return nil
-	case dead(p.err), errors.Is(p.err, io.EOF):
+	case tooMuch(p.err):
+		return e.shrinkNotifications(ctx)
+	case dead(p.err):
 		return fmt.Errorf("connection lost: %w", p.err)
 	}
 	// Anything else is one answer that could not be read; its notification is
@@ -322,6 +322,26 @@ func (e *engine) publishFault(ctx context.Context, p published) error {
 	e.src.status.Fail("decode_error", 0)
 	if e.faults++; e.faults > 10 {
 		return fmt.Errorf("publish keeps failing: %w", p.err)
+	}
+	return nil
+}
+
+// shrinkNotifications halves the size of notifications after one was too large
+// for the server to send or for us to read.
+func (e *engine) shrinkNotifications(ctx context.Context) error {
+	if e.faults++; e.faults > 10 || e.maxNotify <= 1 {
+		return errors.New("a single notification is too large: remove the item with the largest array, or raise the server's message size")
+	}
+	e.maxNotify /= 2
+	e.src.log.Warn("notification too large; asking for smaller ones", "max_notifications_per_publish", e.maxNotify)
+	cfg := e.src.cfg
+	for _, s := range e.src.subs {
+		_, err := do[*ua.ModifySubscriptionResponse](ctx, e.s, &ua.ModifySubscriptionRequest{SubscriptionID: s.id,
+			RequestedPublishingInterval: float64(s.interval.Milliseconds()), RequestedLifetimeCount: lifetimeCount(cfg),
+			RequestedMaxKeepAliveCount: uint32(cfg.KeepaliveCount), MaxNotificationsPerPublish: uint32(e.maxNotify)})
+		if err != nil && dead(err) {
+			return fmt.Errorf("modify subscription: %w", err)
+		}
 	}
 	return nil
 }
@@ -362,6 +382,7 @@ func (e *engine) accept(sub *subscription, m *ua.NotificationMessage) {
 		}
 		switch body := n.Value.(type) {
 		case *ua.DataChangeNotification:
+			out.records = slices.Grow(out.records, len(body.MonitoredItems))
 			for _, v := range body.MonitoredItems {
 				it := sub.items[v.ClientHandle]
 				if it == nil || v.Value == nil {
@@ -393,7 +414,7 @@ func (e *engine) accept(sub *subscription, m *ua.NotificationMessage) {
 // value makes the record of one value that arrived for it; ok is false when the
 // value is not to be delivered.
 func (e *engine) value(it *item, v *ua.DataValue, now time.Time) (r abi.Record, ok bool) {
-	r = it.record(e.src.name, &e.src.cfg, v, now)
+	r = it.record(e.src.name, &e.src.cfg, v, now, &e.arena)
 	it.delivered, it.probed, it.lastAt = true, 0, now
 	it.lastValue, it.lastCode, it.lastEvent = r.Value, r.Status, r.EventTime
 	if v.Status&overflowBits == overflowBits {

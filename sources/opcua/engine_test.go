@@ -433,3 +433,135 @@ func TestHeartbeatAndSkipFirst(t *testing.T) {
 		}
 	})
 }
+
+func TestTooLargeNotificationsShrink(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeServer()
+		f.readable = 4
+		cfg := Config{MaxNotificationsPerPublish: 20}
+		for i := range 20 {
+			id := fmt.Sprintf("ns=1;s=n%d", i)
+			f.values[id] = uint32(i)
+			cfg.Nodes = append(cfg.Nodes, NodeConfig{NodeID: id})
+		}
+		src, status := fakeSource(t, f, cfg, nil)
+		p := &pipe{}
+		_ = play(t, src, p.emit, func() { time.Sleep(10 * time.Second) })
+		if n := len(p.all()); n != 20 {
+			t.Errorf("%d records, want 20: %+v, %d modified", n, status.Snapshot(), f.count("ModifySubscription"))
+		}
+	})
+}
+
+func TestStaleAfter(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeServer()
+		f.values["ns=1;s=n"] = uint32(0)
+		src, status := fakeSource(t, f, nodes("ns=1;s=n"), nil)
+		src.deps.StaleAfter = time.Minute
+		p := &pipe{}
+		_ = play(t, src, p.emit, func() {
+			time.Sleep(30 * time.Second)
+			if s := status.Snapshot(); s.State != sources.Connected {
+				t.Errorf("after 30 s: %s %q", s.State, s.Detail)
+			}
+			time.Sleep(40 * time.Second)
+			if s := status.Snapshot(); s.State != sources.Stalled {
+				t.Errorf("after 70 s without a value: %s %q", s.State, s.Detail)
+			}
+			f.set("ns=1;s=n", uint32(1))
+			time.Sleep(3 * time.Second)
+			if s := status.Snapshot(); s.State != sources.Connected {
+				t.Errorf("after a value: %s %q", s.State, s.Detail)
+			}
+		})
+	})
+}
+
+// TestChangedConfiguration: what the old subscription still holds is delivered
+// before a new one takes its place.
+func TestChangedConfiguration(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeServer()
+		f.values["ns=1;s=n"], f.values["ns=1;s=m"] = uint32(0), uint32(100)
+		p := &pipe{}
+		first, _ := fakeSource(t, f, nodes("ns=1;s=n"), p.point)
+		_ = play(t, first, p.emit, func() { time.Sleep(3 * time.Second) })
+		// One notification was sent into the void while we were away.
+		f.set("ns=1;s=n", uint32(1))
+		f.mu.Lock()
+		f.next()
+		f.mu.Unlock()
+		f.set("ns=1;s=n", uint32(2))
+		second, status := fakeSource(t, f, nodes("ns=1;s=n", "ns=1;s=m"), p.point)
+		_ = play(t, second, p.emit, func() { time.Sleep(3 * time.Second) })
+		seen := map[uint64]int{}
+		for _, r := range p.all() {
+			seen[r.Value.AsUint()]++
+		}
+		if seen[1] != 1 || seen[2] == 0 || seen[100] == 0 || len(f.subs) != 1 {
+			t.Errorf("values %v, %d subscriptions; want 1 once, 2 and 100, one subscription: %v", seen, len(f.subs), status.Snapshot())
+		}
+	})
+}
+
+func TestResumePointIsBounded(t *testing.T) {
+	p := &resumePoint{Version: 1, Endpoint: "opc.tcp://h:4840", Config: "0123456789abcdef"}
+	for i := range maxSubsInResume {
+		p.Subs = append(p.Subs, resumeSub{ID: 1<<32 - 1, Seq: 1<<32 - 1 - uint32(i)})
+	}
+	for range maxFailedInResume {
+		p.Failed = append(p.Failed, 1<<32-1)
+	}
+	if n := len(p.encode()); n > 64<<10 {
+		t.Errorf("%d bytes, more than a batch may carry", n)
+	}
+	p.Failed = append(p.Failed, 1)
+	if _, ok := decodeResume(p.encode(), p.Endpoint, time.Unix(0, 0), quiet); ok {
+		t.Error("a point without all failed items is used")
+	}
+}
+
+// TestUndecodableValue: one value that the library cannot decode costs its own
+// notification, counted, and neither the connection nor the other values.
+func TestUndecodableValue(t *testing.T) {
+	for _, mode := range []string{"subscribe", "poll"} {
+		t.Run(mode, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := newFakeServer()
+				f.weird = map[string]bool{"ns=1;s=weird": true}
+				cfg := nodes("ns=1;s=weird")
+				cfg.Mode = mode
+				f.values["ns=1;s=weird"] = uint32(0)
+				for i := range 9 {
+					id := fmt.Sprintf("ns=1;s=n%d", i)
+					f.values[id] = uint32(i)
+					cfg.Nodes = append(cfg.Nodes, NodeConfig{NodeID: id})
+				}
+				src, status := fakeSource(t, f, cfg, nil)
+				p := &pipe{}
+				err := play(t, src, p.emit, func() {
+					for n := range 20 {
+						time.Sleep(2 * time.Second)
+						for i := range 9 {
+							f.set(fmt.Sprintf("ns=1;s=n%d", i), uint32(100+n))
+						}
+					}
+					time.Sleep(2 * time.Second)
+				})
+				good := 0
+				for _, r := range p.all() {
+					if r.Status == 0 {
+						good++
+					}
+				}
+				if !errors.Is(err, context.Canceled) || good < 9*20 {
+					t.Errorf("%d good records, Run: %v; want 180 and no reconnect", good, err)
+				}
+				if g := status.Snapshot().Counters[metricGaps]; mode == "subscribe" && g != 1 {
+					t.Errorf("%v gaps, want 1", g)
+				}
+			})
+		})
+	}
+}

@@ -199,6 +199,8 @@ func (it *item) eventRecord(source string, cfg *Config, fields []*ua.Variant, no
 	}
 	w.b = append(w.b, '}')
 	r := abi.Record{IngestTime: now.UnixMicro(), Source: source, Address: it.address, Protocol: abi.ProtocolOPCUA, Value: abi.JSON(string(w.b)), Attrs: it.good}
-	it.stamp(&r, cfg, &ua.DataValue{SourceTimestamp: at}, now)
+	if extra := stamp(&r, nil, cfg, &ua.DataValue{SourceTimestamp: at}, now); len(extra) > 0 {
+		r.Attrs = append(r.Attrs, extra...)
+	}
 	return r
 }

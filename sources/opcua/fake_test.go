@@ -2,6 +2,7 @@ package opcua
 
 import (
 	"context"
+	"errors"
 	"io"
 	"log/slog"
 	"slices"
@@ -13,6 +14,21 @@ import (
 	"github.com/edgehost/edgehost/sources"
 	"github.com/gopcua/opcua/ua"
 )
+
+// tooLarge and undecodable say that the next notification cannot be read.
+const (
+	tooLarge    = -1
+	undecodable = -2
+)
+
+// errWeird is how the library reports a value that it cannot decode.
+var errWeird = errors.New("opcua: invalid type id: 30")
+
+func (f *fakeServer) holdsWeird(s *fakeSub, m *ua.NotificationMessage) bool {
+	return slices.ContainsFunc(m.NotificationData[0].Value.(*ua.DataChangeNotification).MonitoredItems, func(v *ua.MonitoredItemNotification) bool {
+		return f.weird[s.items[v.ClientHandle]]
+	})
+}
 
 // fakeServer answers the services that the engine uses, from memory. It keeps
 // notifications until they are acknowledged, as a server does.
@@ -29,6 +45,9 @@ type fakeServer struct {
 	mute       bool // publish requests are never answered
 	maxItems   int  // per call; 0 is no limit
 	maxRead    int
+	maxNotify  int             // as asked for by ModifySubscription
+	weird      map[string]bool // nodes whose values cannot be decoded
+	readable   int             // notifications with more values cannot be read; 0 is no limit
 	calls      map[string]int
 	acked      []uint32
 	hold       map[uint32]bool // sequence numbers that are not sent, only kept
@@ -146,6 +165,9 @@ func (f *fakeServer) Send(ctx context.Context, req ua.Request) (ua.Response, err
 			return nil, ua.StatusBadSubscriptionIDInvalid
 		}
 		if m := s.kept[r.RetransmitSequenceNumber]; m != nil {
+			if f.holdsWeird(s, m) {
+				return nil, errWeird
+			}
 			return &ua.RepublishResponse{NotificationMessage: m}, nil
 		}
 		return nil, ua.StatusBadMessageNotAvailable
@@ -167,6 +189,10 @@ func (f *fakeServer) Send(ctx context.Context, req ua.Request) (ua.Response, err
 		return &ua.DeleteSubscriptionsResponse{Results: make([]ua.StatusCode, len(r.SubscriptionIDs))}, nil
 	case *ua.DeleteMonitoredItemsRequest:
 		return &ua.DeleteMonitoredItemsResponse{Results: make([]ua.StatusCode, len(r.MonitoredItemIDs))}, nil
+	case *ua.ModifySubscriptionRequest:
+		f.calls["ModifySubscription"]++
+		f.maxNotify = int(r.MaxNotificationsPerPublish)
+		return &ua.ModifySubscriptionResponse{}, nil
 	case *ua.SetPublishingModeRequest:
 		f.calls["SetPublishingMode"]++
 		return &ua.SetPublishingModeResponse{Results: make([]ua.StatusCode, len(r.SubscriptionIDs))}, nil
@@ -179,6 +205,11 @@ func (f *fakeServer) read(r *ua.ReadRequest) (ua.Response, error) {
 	f.calls["Read"]++
 	if f.maxRead > 0 && len(r.NodesToRead) > f.maxRead {
 		return nil, ua.StatusBadTooManyOperations
+	}
+	for _, n := range r.NodesToRead {
+		if f.weird[n.NodeID.String()] && n.AttributeID == ua.AttributeIDValue {
+			return nil, errWeird
+		}
 	}
 	out := &ua.ReadResponse{}
 	for _, n := range r.NodesToRead {
@@ -251,6 +282,12 @@ func (f *fakeServer) publish(ctx context.Context, r *ua.PublishRequest, down cha
 		if res != nil {
 			return res, nil
 		}
+		if due == undecodable {
+			return nil, errWeird
+		}
+		if due == tooLarge {
+			return nil, ua.StatusBadEncodingLimitsExceeded
+		}
 		timer := time.NewTimer(due)
 		select {
 		case <-wake:
@@ -275,12 +312,23 @@ func (f *fakeServer) next() (*ua.PublishResponse, time.Duration) {
 	for id, s := range f.subs {
 		if len(s.queue) > 0 {
 			n := min(len(s.queue), 20)
+			if f.readable > 0 {
+				if f.maxNotify > 0 {
+					n = min(n, f.maxNotify)
+				}
+				if n > f.readable {
+					return nil, tooLarge
+				}
+			}
 			s.seq++
 			m := &ua.NotificationMessage{SequenceNumber: s.seq, NotificationData: []*ua.ExtensionObject{
 				{Value: &ua.DataChangeNotification{MonitoredItems: slices.Clone(s.queue[:n])}}}}
 			s.queue, s.kept[s.seq], s.last = s.queue[n:], m, time.Now()
 			if f.hold[s.seq] {
 				continue
+			}
+			if f.holdsWeird(s, m) {
+				return nil, undecodable
 			}
 			return &ua.PublishResponse{SubscriptionID: id, AvailableSequenceNumbers: s.available(), NotificationMessage: m}, 0
 		}

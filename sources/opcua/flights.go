@@ -159,7 +159,11 @@ func (e *emitter) add(m message) {
 	if m.head != nil {
 		e.point = *m.head
 	}
-	e.records = append(e.records, m.records...)
+	if len(e.records) == 0 {
+		e.records = m.records // ours now
+	} else {
+		e.records = append(e.records, m.records...)
+	}
 	if m.mark != nil {
 		e.marks = append(e.marks, *m.mark)
 		e.point.advance(m.mark.sub.id, m.mark.seq)

@@ -52,6 +52,9 @@ func TestOwnCertificate(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if info, err := c.OwnCertificate(filepath.Dir(filepath.Dir(paths.cert)), quiet); err != nil || info.Thumbprint != first.thumbprint() {
+		t.Errorf("OwnCertificate %+v, %v", info, err)
+	}
 	if first.applicationURI() != "urn:test:app" || first.cert.KeyUsage&x509.KeyUsageDataEncipherment == 0 {
 		t.Errorf("certificate %+v", first.cert)
 	}

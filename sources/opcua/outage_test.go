@@ -4,6 +4,7 @@ package opcua
 
 import (
 	"net/url"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -98,13 +99,16 @@ func TestOutageSessionExpired(t *testing.T) {
 	wantNothingLost(t, lost, r)
 }
 
-// TestSmokeOwnKill drops a running source as kill -9 does, six seconds later a
-// new one starts with the committed resume point.
-func TestSmokeOwnKill(t *testing.T) {
-	p := startPeer(t, map[string]any{"counters": 10, "everyMs": 100})
+// ownKill drops a running source as kill -9 does; six seconds later a new one
+// starts with the committed resume point.
+func ownKill(t *testing.T, opts map[string]any, change func(*Config)) {
+	t.Helper()
+	p := startPeer(t, opts)
 	proxy, url := behindProxy(t, p)
+	cfg := counterConfig(10)
+	change(&cfg)
 	col := &collector{}
-	first := run(t, url, counterConfig(10), col)
+	first := run(t, url, cfg, col)
 	first.awaitState(t, sources.Connected)
 	wait(3 * time.Second)
 	// No farewell reaches the server: the connection is cut while nothing is
@@ -113,15 +117,75 @@ func TestSmokeOwnKill(t *testing.T) {
 	first.stop()
 	wait(6 * time.Second)
 	proxy.listen(t)
-	second := run(t, url, counterConfig(10), col)
+	second := run(t, url, cfg, col)
 	second.awaitState(t, sources.Connected)
 	wait(3 * time.Second)
 	last := uint64(p.tell(t, "freeze"))
 	eventually(t, "the last value", 30*time.Second, func() bool { return col.numbers()["nsu=urn:edgehost:test;s=Counter0"][last] > 0 })
 	second.stop()
 	wantNothingLost(t, checkCounters(t, col, 10), second)
-	if second.status.Snapshot().Counters[metricResumes] != 1 {
+	if second.status.Snapshot().Counters[metricResumes] == 0 {
 		t.Errorf("subscription was not taken over: %v", second.status.Snapshot().Counters)
+	}
+}
+
+func TestSmokeOwnKill(t *testing.T) {
+	ownKill(t, map[string]any{"counters": 10, "everyMs": 100}, func(*Config) {})
+}
+
+// TestOwnKillSecured: the same over an encrypted channel, with a user, over
+// several subscriptions.
+func TestOwnKillSecured(t *testing.T) {
+	dir := t.TempDir()
+	ownKill(t, map[string]any{"counters": 10, "everyMs": 100, "secure": true, "limits": map[string]int{"perSubscription": 4}}, func(c *Config) {
+		c.SecurityPolicy, c.SecurityMode = "Aes256_Sha256_RsaPss", "SignAndEncrypt"
+		c.Username, c.Password = "operator", "correct horse"
+		c.Trust = TrustConfig{Mode: "tofu", Dir: filepath.Join(dir, "trusted")}
+		c.CertificatePath, c.PrivateKeyPath = filepath.Join(dir, "own.der"), filepath.Join(dir, "own.pem")
+	})
+}
+
+// TestRenewedCertificate renews our certificate while values flow: the source
+// connects again with it and loses nothing.
+func TestRenewedCertificate(t *testing.T) {
+	p := startPeer(t, map[string]any{"counters": 10, "everyMs": 100, "secure": true})
+	dir := t.TempDir()
+	cfg := counterConfig(10)
+	cfg.SecurityPolicy, cfg.SecurityMode, cfg.Trust = "Basic256Sha256", "SignAndEncrypt", TrustConfig{Mode: "tofu", Dir: filepath.Join(dir, "trusted")}
+	cfg.CertificatePath, cfg.PrivateKeyPath = filepath.Join(dir, "own.der"), filepath.Join(dir, "own.pem")
+	r := run(t, p.url, cfg, &collector{})
+	r.awaitState(t, sources.Connected)
+	due := cfg.withDefaults()
+	due.CertificateRenewDays = ownYears * 400
+	if _, err := ownIdentity(due, due.ownPaths(dir), quiet); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "a connection with the new certificate", 100*time.Second, func() bool { return r.status.Snapshot().Counters[metricResumes] > 0 })
+	r.awaitState(t, sources.Connected)
+	wait(2 * time.Second)
+	last := uint64(p.tell(t, "freeze"))
+	eventually(t, "the last value", 30*time.Second, func() bool { return r.col.numbers()["nsu=urn:edgehost:test;s=Counter0"][last] > 0 })
+	r.stop()
+	wantNothingLost(t, checkCounters(t, r.col, 10), r)
+}
+
+// TestServerRestartedOften: after each of five restarts, with the namespaces in
+// turns, values flow again without help.
+func TestServerRestartedOften(t *testing.T) {
+	p := startPeer(t, map[string]any{"counters": 3})
+	r := run(t, p.url, counterConfig(3), &collector{})
+	r.awaitState(t, sources.Connected)
+	for i := range 5 {
+		p.kill()
+		r.awaitState(t, sources.Reconnecting)
+		p.opts["namespaces"] = []string{"urn:edgehost:test", "urn:b"}
+		if i%2 == 0 {
+			p.opts["namespaces"] = []string{"urn:b", "urn:edgehost:test"}
+		}
+		p.start(t)
+		r.awaitState(t, sources.Connected)
+		before := len(r.col.all())
+		eventually(t, "new values", 20*time.Second, func() bool { return len(r.col.all()) > before+10 })
 	}
 }
 

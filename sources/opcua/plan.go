@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/edgehost/edgehost/abi"
 	"github.com/gopcua/opcua/ua"
 )
 
@@ -61,10 +62,7 @@ func (s *session) makePlan(ctx context.Context, src *Source, only []int) (*plan,
 	names, filters := map[*item]NodeConfig{}, map[*item][]string{}
 	for _, st := range starts {
 		if !st.cfg.Recursive {
-			it := &item{node: st.node, path: st.path, origin: st.at, cfg: st.cfg.over(s.cfg.Defaults), address: st.node.String()}
-			if strings.HasPrefix(st.cfg.NodeID, "nsu=") {
-				it.address = st.cfg.NodeID
-			}
+			it := s.single(st)
 			names[it] = st.cfg
 			add(it)
 			continue
@@ -96,7 +94,7 @@ func (s *session) makePlan(ctx context.Context, src *Source, only []int) (*plan,
 	for _, it := range p.items {
 		n := names[it]
 		name := n.Name
-		if name == "" {
+		if name == "" && n.Tags[abi.AttrSensorName] == "" && src.tags[abi.AttrSensorName] == "" {
 			name = lastName(it.path)
 		}
 		it.describe(src.endpoint, name, n.Unit, src.tags, n.Tags)
@@ -106,6 +104,15 @@ func (s *session) makePlan(ctx context.Context, src *Source, only []int) (*plan,
 	}
 	giveHandles(p.items)
 	return p, nil
+}
+
+// single is the item of a node that is named itself.
+func (s *session) single(st start) *item {
+	it := &item{node: st.node, path: st.path, origin: st.at, cfg: st.cfg.over(s.cfg.Defaults), address: st.node.String()}
+	if strings.HasPrefix(st.cfg.NodeID, "nsu=") {
+		it.address = st.cfg.NodeID // it survives a change of indexes
+	}
+	return it
 }
 
 func nodeName(n NodeConfig) string {
@@ -151,11 +158,23 @@ func (s *session) resolve(ctx context.Context, p *plan, only []int) ([]start, er
 			p.lost = append(p.lost, lostNode{at: st.at, text: st.cfg.BrowsePath, status: status[i], why: "browse path: " + statusName(status[i])})
 			continue
 		}
-		st.node, st.path = ids[i], pathText(paths[i])
+		st.node, st.path = ids[i], fullPath(paths[i])
 		starts = append(starts, st)
 	}
 	slices.SortStableFunc(starts, func(a, b start) int { return a.at - b.at })
 	return starts, nil
+}
+
+// fullPath is a configured browse path written from Root on.
+func fullPath(names []nameRef) string {
+	switch names[0] {
+	case nameRef{0, "Root"}:
+		return pathText(names)
+	case nameRef{0, "Objects"}:
+		return "0:Root/" + pathText(names)
+	default:
+		return "0:Root/0:Objects/" + pathText(names)
+	}
 }
 
 func pathText(names []nameRef) string {

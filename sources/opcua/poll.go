@@ -92,7 +92,7 @@ func (e *engine) take(f fetched) error {
 	for i, it := range f.items {
 		v := f.values[i]
 		if f.history {
-			r := it.record(e.src.name, &e.src.cfg, v, now)
+			r := it.record(e.src.name, &e.src.cfg, v, now, &e.arena)
 			r.Attrs = append(r.Attrs[:len(r.Attrs):len(r.Attrs)], abi.Attr{Key: abi.AttrBackfilled, Value: abi.Bool(true)})
 			out = append(out, r)
 			continue
@@ -115,7 +115,7 @@ func (e *engine) take(f fetched) error {
 // polled decides on a polled value as a server decides on a sampled one: by
 // trigger and dead-band.
 func (e *engine) polled(it *item, v *ua.DataValue, now time.Time) (abi.Record, bool) {
-	r := it.record(e.src.name, &e.src.cfg, v, now)
+	r := it.record(e.src.name, &e.src.cfg, v, now, &e.arena)
 	first := !it.delivered
 	changed := first || r.Status != it.lastCode
 	switch *it.cfg.Trigger {

@@ -271,3 +271,35 @@ func TestBadStatusIsDelivered(t *testing.T) {
 		t.Errorf("record %+v, want BadDeviceFailure", rec)
 	}
 }
+
+// TestConformanceAddressSpace subscribes to everything of node-opcua's own address space
+// for conformance tests: every type, scalar, array and matrix, analog and
+// discrete items, and what is refused.
+func TestConformanceAddressSpace(t *testing.T) {
+	p := startPeer(t, map[string]any{"counters": 1, "conformance": true})
+	cfg := plain(NodeConfig{BrowsePath: "Objects", Recursive: true, MaxNodes: 20000, IncludeProperties: true})
+	r := run(t, p.url, cfg, &collector{})
+	got := map[string]bool{}
+	defer func() { t.Logf("%d variables, %+v", len(got), r.status.Snapshot()) }()
+	eventually(t, "all variables", 60*time.Second, func() bool {
+		for _, rec := range r.col.all() {
+			got[rec.Address] = true
+			if rec.Value.Kind() == abi.KindJSON && !json.Valid([]byte(rec.Value.Text())) {
+				t.Fatalf("%s: invalid JSON %q", rec.Address, rec.Value.Text())
+			}
+		}
+		return float64(len(got)) >= r.status.Snapshot().Counters[metricItems]*0.98 && len(got) > 500
+	})
+	if s := r.status.Snapshot().State; s != sources.Connected && s != sources.Degraded {
+		t.Errorf("%+v", r.status.Snapshot())
+	}
+	unknown := map[string]int{}
+	for _, rec := range r.col.all() {
+		if reason, ok := rec.Attr(abi.AttrReason); ok && rec.Status>>30 == 0 {
+			unknown[reason.Text()]++
+		}
+	}
+	if len(unknown) > 0 {
+		t.Errorf("Good values that could not be decoded: %v", unknown)
+	}
+}

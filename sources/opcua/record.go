@@ -78,8 +78,24 @@ func (it *item) describe(endpoint, name, unit string, tags ...map[string]string)
 		abi.Attr{Key: abi.AttrStatus, Value: abi.String("Good")}))
 }
 
+// attrArena holds the attributes of many records in few allocations. The
+// engine's goroutine owns it; what it gave away is not touched again.
+type attrArena struct{ free []abi.Attr }
+
+// join returns base and extra in one slice of the arena.
+func (a *attrArena) join(base, extra []abi.Attr) []abi.Attr {
+	n := len(base) + len(extra)
+	if len(a.free) < n {
+		a.free = make([]abi.Attr, max(n, 512))
+	}
+	out := a.free[:n:n]
+	a.free = a.free[n:]
+	copy(out[copy(out, base):], extra)
+	return out
+}
+
 // record makes the record of one value. now is the ingest time.
-func (it *item) record(source string, cfg *Config, v *ua.DataValue, now time.Time) abi.Record {
+func (it *item) record(source string, cfg *Config, v *ua.DataValue, now time.Time, arena *attrArena) abi.Record {
 	r := abi.Record{IngestTime: now.UnixMicro(), Source: source, Address: it.address, Protocol: abi.ProtocolOPCUA, Status: uint32(v.Status), Attrs: it.good}
 	enum := it.enum
 	if cfg.Enums == "number" {
@@ -87,32 +103,38 @@ func (it *item) record(source string, cfg *Config, v *ua.DataValue, now time.Tim
 	}
 	d := it.types.convert(v.Value, enum)
 	r.Value = d.value
+	var room [10]abi.Attr
+	extra := room[:0]
 	if v.Status != ua.StatusOK {
-		r.Attrs = append(it.attrs, abi.Attr{Key: abi.AttrQuality, Value: abi.String(qualityName(v.Status))},
+		r.Attrs = it.attrs
+		extra = append(extra, abi.Attr{Key: abi.AttrQuality, Value: abi.String(qualityName(v.Status))},
 			abi.Attr{Key: abi.AttrStatus, Value: abi.String(statusName(v.Status))})
 		if v.Status>>30 != 0 {
-			r.Attrs = append(r.Attrs, abi.Attr{Key: abi.AttrReason, Value: abi.String(statusWords(v.Status))})
+			extra = append(extra, abi.Attr{Key: abi.AttrReason, Value: abi.String(statusWords(v.Status))})
 		}
 		if v.Status&overflowBits == overflowBits {
-			r.Attrs = append(r.Attrs, abi.Attr{Key: abi.AttrOverflow, Value: abi.Bool(true)})
+			extra = append(extra, abi.Attr{Key: abi.AttrOverflow, Value: abi.Bool(true)})
 		}
 	}
 	if !math.IsNaN(d.number) {
-		r.Attrs = append(r.Attrs, abi.Attr{Key: abi.AttrRawValue, Value: abi.Float(d.number)})
+		extra = append(extra, abi.Attr{Key: abi.AttrRawValue, Value: abi.Float(d.number)})
 	}
 	if d.raw != nil {
-		r.Attrs = append(r.Attrs, abi.Attr{Key: abi.AttrRaw, Value: abi.Bytes(d.raw)})
+		extra = append(extra, abi.Attr{Key: abi.AttrRaw, Value: abi.Bytes(d.raw)})
 	}
 	if d.reason != "" && v.Status>>30 == 0 {
-		r.Attrs = append(r.Attrs, abi.Attr{Key: abi.AttrReason, Value: abi.String(d.reason)})
+		extra = append(extra, abi.Attr{Key: abi.AttrReason, Value: abi.String(d.reason)})
 	}
-	it.stamp(&r, cfg, v, now)
+	extra = stamp(&r, extra, cfg, v, now)
+	if len(extra) > 0 {
+		r.Attrs = arena.join(r.Attrs, extra)
+	}
 	return r
 }
 
 // stamp sets the event time from the configured clock, or from the next one
-// with a note that says so.
-func (it *item) stamp(r *abi.Record, cfg *Config, v *ua.DataValue, now time.Time) {
+// with a note in extra that says so.
+func stamp(r *abi.Record, extra []abi.Attr, cfg *Config, v *ua.DataValue, now time.Time) []abi.Attr {
 	from := ""
 	switch {
 	case cfg.Timestamp == "ingest":
@@ -128,11 +150,12 @@ func (it *item) stamp(r *abi.Record, cfg *Config, v *ua.DataValue, now time.Time
 		r.EventTime, from = now.UnixMicro(), "ingest"
 	}
 	if from != "" {
-		r.Attrs = append(r.Attrs, abi.Attr{Key: attrEventTimeFrom, Value: abi.String(from)})
+		extra = append(extra, abi.Attr{Key: attrEventTimeFrom, Value: abi.String(from)})
 	}
 	if t := v.ServerTimestamp; !t.IsZero() && t.UnixMicro() != r.EventTime {
-		r.Attrs = append(r.Attrs, abi.Attr{Key: abi.AttrServerTime, Value: abi.Int(t.UnixMicro())})
+		extra = append(extra, abi.Attr{Key: abi.AttrServerTime, Value: abi.Int(t.UnixMicro())})
 	}
+	return extra
 }
 
 // statusWords is a status code in words, for the reason of a record.

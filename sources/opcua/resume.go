@@ -10,9 +10,12 @@ import (
 	"time"
 )
 
-// maxFailedInResume bounds the resume point, which may have 64 KiB: with more
-// failed items than this the next process starts afresh.
-const maxFailedInResume = 4000
+// These bound the resume point, which may have 64 KiB: with more failed items or
+// subscriptions the next process starts afresh.
+const (
+	maxFailedInResume = 3000
+	maxSubsInResume   = 500
+)
 
 // resumePoint is what the next process needs to take our subscriptions over.
 type resumePoint struct {
@@ -24,6 +27,8 @@ type resumePoint struct {
 	Subs     []resumeSub `json:"subs"`
 	Failed   []uint32    `json:"failed,omitempty"` // handles that the server refused
 	At       int64       `json:"at"`               // when it was written, Unix microseconds
+	// Truncated says that there were subscriptions, too many to name.
+	Truncated bool `json:"truncated,omitempty"`
 }
 
 // resumeSub is one subscription: everything up to Seq is durable once this
@@ -44,14 +49,16 @@ func (p *resumePoint) advance(id, seq uint32) {
 	}
 }
 
-// encode returns nil when there is nothing to resume.
+// encode returns the bytes of p. A point that would be too large names no
+// subscriptions, so that it does not leave an older one in force.
 func (p *resumePoint) encode() []byte {
-	if len(p.Subs) == 0 || len(p.Failed) > maxFailedInResume {
-		return nil
-	}
 	p.At = time.Now().UnixMicro()
-	b, err := json.Marshal(p)
-	if err != nil || len(b) > 64<<10 {
+	out := *p
+	if len(p.Failed) > maxFailedInResume || len(p.Subs) > maxSubsInResume {
+		out.Subs, out.Failed, out.Truncated = nil, nil, true
+	}
+	b, err := json.Marshal(out)
+	if err != nil {
 		return nil
 	}
 	return b
@@ -69,6 +76,8 @@ func decodeResume(b []byte, endpoint string, started time.Time, log *slog.Logger
 	}
 	switch {
 	case reason != "":
+	case len(p.Subs) == 0 && !p.Truncated:
+		return resumePoint{}, false // everything was polled
 	case p.Version != 1:
 		reason = "written by another version"
 	case p.Endpoint != endpoint:
@@ -77,8 +86,8 @@ func decodeResume(b []byte, endpoint string, started time.Time, log *slog.Logger
 		// Subscription ids start again with the server: the same number may
 		// now be somebody else's.
 		reason = "server was restarted since"
-	case len(p.Subs) == 0 || len(p.Subs) > 10_000:
-		reason = "no subscriptions in it"
+	case p.Truncated || len(p.Subs) > maxSubsInResume:
+		reason = "too many items that the server refuses"
 	}
 	if reason != "" {
 		log.Warn("resume point not used; values between the last stop and now may be missing", "reason", reason)

@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/goleak"
+
 	"github.com/edgehost/edgehost/sources"
 )
 
@@ -97,11 +99,13 @@ func TestSecurityMatrix(t *testing.T) {
 
 func TestSmokeSecured(t *testing.T) {
 	p := startPeer(t, map[string]any{"counters": 1, "secure": true})
+	leaks := goleak.IgnoreCurrent()
 	cfg := secured("Basic256Sha256", "SignAndEncrypt")
 	cfg.Username, cfg.Password = "operator", "correct horse"
 	if err := readOnce(t, p.url, cfg, t.TempDir()); err != nil {
 		t.Error(err)
 	}
+	goleak.VerifyNone(t, leaks)
 }
 
 // TestRefusals: each refusal has words of its own that say what to do, and none
@@ -109,7 +113,8 @@ func TestSmokeSecured(t *testing.T) {
 func TestRefusals(t *testing.T) {
 	open := startPeer(t, map[string]any{"counters": 1, "secure": true})
 	strict := startPeer(t, map[string]any{"counters": 1, "secure": true, "autoAccept": false, "dir": t.TempDir()})
-	closed := startPeer(t, map[string]any{"counters": 1, "secure": true, "anonymous": false})
+	closed := startPeer(t, map[string]any{"counters": 1, "secure": true, "anonymous": false, "autoAcceptUsers": false, "dir": t.TempDir()})
+	userCert, userKey := userCertificate(t)
 	plain := startPeer(t, map[string]any{"counters": 1})
 	for name, tc := range map[string]struct {
 		url    string
@@ -119,6 +124,8 @@ func TestRefusals(t *testing.T) {
 	}{
 		"wrong password":        {open.url, func(c *Config) { c.Username, c.Password = "operator", "wrong" }, []string{"opcua.username", "BadUserAccessDenied"}, sources.AuthFailed},
 		"anonymous not allowed": {closed.url, func(*Config) {}, []string{"does not accept anonymous"}, sources.AuthFailed},
+		"user certificate":      {closed.url, func(c *Config) { c.UserCertificatePath, c.UserPrivateKeyPath = userCert, userKey }, []string{"trust our user certificate on the server"}, sources.AuthFailed},
+		"missing user key":      {open.url, func(c *Config) { c.UserCertificatePath, c.UserPrivateKeyPath = userCert, userKey+"x" }, []string{"user certificate", "no such file"}, sources.Failed},
 		"our certificate":       {strict.url, func(*Config) {}, []string{"trust our certificate ", "on the server"}, sources.AuthFailed},
 		"their certificate":     {open.url, func(c *Config) { c.Trust.Mode = "list" }, []string{"not trusted", "certs trust"}, sources.AuthFailed},
 		"only None offered":     {plain.url, func(*Config) {}, []string{"None/None"}, sources.Failed},

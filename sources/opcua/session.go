@@ -159,22 +159,40 @@ var errShortAnswer = errors.New("server answers with fewer results than were ask
 func (s *session) read(ctx context.Context, what []*ua.ReadValueID) ([]*ua.DataValue, error) {
 	out := make([]*ua.DataValue, 0, len(what))
 	err := inChunks(what, &s.lim.read, func(part []*ua.ReadValueID) error {
-		res, err := do[*ua.ReadResponse](ctx, s, &ua.ReadRequest{TimestampsToReturn: ua.TimestampsToReturnBoth, NodesToRead: part})
-		if err != nil {
-			return err
-		}
-		if len(res.Results) != len(part) {
-			return errShortAnswer
-		}
-		for _, v := range res.Results {
-			if v.Value == nil {
-				v.Value = &ua.Variant{}
-			}
-			out = append(out, v)
-		}
-		return nil
+		got, err := s.readPart(ctx, part)
+		out = append(out, got...)
+		return err
 	})
 	return out, err
+}
+
+// readPart is one call. When its answer cannot be decoded, the values are read
+// in halves until the one at fault stands alone: it becomes BadDecodingError.
+func (s *session) readPart(ctx context.Context, part []*ua.ReadValueID) ([]*ua.DataValue, error) {
+	res, err := do[*ua.ReadResponse](ctx, s, &ua.ReadRequest{TimestampsToReturn: ua.TimestampsToReturnBoth, NodesToRead: part})
+	switch {
+	case unreadable(err) && len(part) == 1:
+		s.log.Warn("a value cannot be decoded", "node", nodeText(part[0].NodeID), "err", err)
+		return []*ua.DataValue{{Value: &ua.Variant{}, Status: ua.StatusBadDecodingError}}, nil
+	case unreadable(err):
+		half := len(part) / 2
+		first, err := s.readPart(ctx, part[:half])
+		if err != nil {
+			return nil, err
+		}
+		second, err := s.readPart(ctx, part[half:])
+		return append(first, second...), err
+	case err != nil:
+		return nil, err
+	case len(res.Results) != len(part):
+		return nil, errShortAnswer
+	}
+	for _, v := range res.Results {
+		if v.Value == nil {
+			v.Value = &ua.Variant{}
+		}
+	}
+	return res.Results, nil
 }
 
 // browse returns the references of each node in one direction, continuation
@@ -194,6 +212,11 @@ func (s *session) browse(ctx context.Context, nodes []*ua.NodeID, dir ua.BrowseD
 		}
 		if len(res.Results) != len(part) {
 			return errShortAnswer
+		}
+		for _, r := range res.Results {
+			if r.StatusCode == ua.StatusBadNoContinuationPoints && len(part) > 1 {
+				return ua.StatusBadTooManyOperations // fewer nodes at once need fewer points
+			}
 		}
 		if err := s.browseNext(ctx, res.Results); err != nil {
 			return err

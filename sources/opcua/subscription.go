@@ -84,11 +84,9 @@ func (s *subscription) watchdog() time.Duration { return s.keepalive*3/2 + 2*tim
 // createSubscription makes an empty subscription.
 func (e *engine) createSubscription(ctx context.Context) (*subscription, error) {
 	cfg := e.src.cfg
-	keep := uint32(cfg.KeepaliveCount)
-	life := max(uint32(cfg.LifetimeSeconds*1000/cfg.PublishingIntervalMS), 3*keep)
 	res, err := do[*ua.CreateSubscriptionResponse](ctx, e.s, &ua.CreateSubscriptionRequest{
-		RequestedPublishingInterval: float64(cfg.PublishingIntervalMS), RequestedLifetimeCount: life, RequestedMaxKeepAliveCount: keep,
-		MaxNotificationsPerPublish: uint32(cfg.MaxNotificationsPerPublish), PublishingEnabled: true})
+		RequestedPublishingInterval: float64(cfg.PublishingIntervalMS), RequestedLifetimeCount: lifetimeCount(cfg),
+		RequestedMaxKeepAliveCount: uint32(cfg.KeepaliveCount), MaxNotificationsPerPublish: uint32(e.maxNotify), PublishingEnabled: true})
 	if err != nil {
 		return nil, fmt.Errorf("create subscription: %w", err)
 	}
@@ -100,6 +98,12 @@ func (e *engine) createSubscription(ctx context.Context) (*subscription, error) 
 		items: map[uint32]*item{}, next: 1, upTo: 1, stash: map[uint32]*ua.NotificationMessage{}, lastAt: time.Now()}
 	e.src.subs = append(e.src.subs, sub)
 	return sub, nil
+}
+
+// lifetimeCount is lifetime_seconds in publishing intervals; at least three
+// keep-alives (Part 4, 5.13.2.2).
+func lifetimeCount(cfg Config) uint32 {
+	return uint32(max(cfg.LifetimeSeconds*1000/cfg.PublishingIntervalMS, 3*cfg.KeepaliveCount))
 }
 
 // noSubscriptions reports whether a server has no subscriptions at all.

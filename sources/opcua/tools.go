@@ -70,46 +70,24 @@ func (s *session) list(ctx context.Context, o BrowseOptions) (out []BrowseEntry,
 	if err != nil {
 		return nil, false, err
 	}
-	type place struct {
-		id   *ua.NodeID
-		path string
-	}
-	level, seen := []place{{from, path}}, map[string]bool{from.String(): true}
 	var variables []*ua.ReadValueID
 	var at []int
-	for depth := 1; depth <= o.MaxDepth && len(level) > 0; depth++ {
-		ids := make([]*ua.NodeID, len(level))
-		for i, pl := range level {
-			ids[i] = pl.id
+	err = s.descend(ctx, from, path, o.MaxDepth, 0, func(*ua.NodeID) bool { return true }, func(f found) bool {
+		if truncated = len(out) >= o.MaxNodes; truncated {
+			return false
 		}
-		refs, _, err := s.browse(ctx, ids, ua.BrowseDirectionForward, idHierarchicalReferences, 0)
-		if err != nil {
-			return nil, false, fmt.Errorf("browse: %w", err)
+		e := BrowseEntry{NodeID: f.id.String(), BrowsePath: f.path, Class: className(f.ref.NodeClass), Depth: f.depth}
+		if f.ref.DisplayName != nil {
+			e.Name = validUTF8(f.ref.DisplayName.Text)
 		}
-		var next []place
-		for i, list := range refs {
-			for _, r := range list {
-				id, ok := expanded(r.NodeID, s.ns)
-				if !ok || r.BrowseName == nil || seen[id.String()] {
-					continue
-				}
-				seen[id.String()] = true
-				if len(out) >= o.MaxNodes {
-					return out, true, nil
-				}
-				pl := place{id: id, path: level[i].path + "/" + qualified(r.BrowseName.NamespaceIndex, validUTF8(r.BrowseName.Name))}
-				next = append(next, pl)
-				e := BrowseEntry{NodeID: id.String(), BrowsePath: pl.path, Class: className(r.NodeClass), Depth: depth}
-				if r.DisplayName != nil {
-					e.Name = validUTF8(r.DisplayName.Text)
-				}
-				if r.NodeClass == ua.NodeClassVariable {
-					variables, at = append(variables, attrOf(id, ua.AttributeIDDataType)), append(at, len(out))
-				}
-				out = append(out, e)
-			}
+		if f.ref.NodeClass == ua.NodeClassVariable {
+			variables, at = append(variables, attrOf(f.id, ua.AttributeIDDataType)), append(at, len(out))
 		}
-		level = next
+		out = append(out, e)
+		return true
+	})
+	if err != nil {
+		return nil, false, err
 	}
 	types, err := s.read(ctx, variables)
 	if err != nil {
@@ -120,7 +98,7 @@ func (s *session) list(ctx context.Context, o BrowseOptions) (out []BrowseEntry,
 			out[at[i]].DataType = typeName(id)
 		}
 	}
-	return out, false, nil
+	return out, truncated, nil
 }
 
 // startOf finds the node that a text names: "" is the Objects folder.
@@ -134,7 +112,8 @@ func (s *session) startOf(ctx context.Context, text string) (*ua.NodeID, string,
 			return nil, "", err
 		}
 		one := []*item{{node: id}}
-		return id, one[0].path, s.findPaths(ctx, one)
+		err = s.findPaths(ctx, one)
+		return id, one[0].path, err
 	}
 	names, err := parseBrowsePath(text)
 	if err != nil {
@@ -147,7 +126,7 @@ func (s *session) startOf(ctx context.Context, text string) (*ua.NodeID, string,
 	if ids[0] == nil {
 		return nil, "", fmt.Errorf("browse path %q: %s", text, statusName(status[0]))
 	}
-	return ids[0], pathText(names), nil
+	return ids[0], fullPath(names), nil
 }
 
 func className(c ua.NodeClass) string {
@@ -201,7 +180,7 @@ func (s *Source) ReadOnce(ctx context.Context) (Found, error) {
 		}
 		now := time.Now()
 		for i, it := range items {
-			out.Records = append(out.Records, it.record(s.name, &s.cfg, got[i], now))
+			out.Records = append(out.Records, it.record(s.name, &s.cfg, got[i], now, new(attrArena)))
 		}
 		return nil
 	})

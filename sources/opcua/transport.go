@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
+	"strings"
 
 	"github.com/gopcua/opcua"
 	"github.com/gopcua/opcua/ua"
@@ -93,11 +95,13 @@ func call[T ua.Response](ctx context.Context, t transport, req ua.Request) (T, e
 }
 
 // dead reports whether err means that the connection or the session is gone, as
-// opposed to one service refused.
+// opposed to one service refused or one answer that cannot be decoded.
 func dead(err error) bool {
 	var s ua.StatusCode
 	if !errors.As(err, &s) {
-		return err != nil
+		var op *net.OpError
+		return errors.Is(err, io.EOF) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) ||
+			errors.Is(err, net.ErrClosed) || errors.As(err, &op)
 	}
 	switch s {
 	case ua.StatusBadSessionIDInvalid, ua.StatusBadSessionClosed, ua.StatusBadSessionNotActivated, ua.StatusBadSecureChannelIDInvalid,
@@ -106,12 +110,23 @@ func dead(err error) bool {
 		ua.StatusBadSecureChannelTokenUnknown, ua.StatusBadSecurityChecksFailed:
 		return true
 	}
-	return errors.Is(err, io.EOF)
+	return false
+}
+
+// unreadable reports whether err is an answer that the library cannot decode.
+func unreadable(err error) bool {
+	var s ua.StatusCode
+	if errors.As(err, &s) {
+		return s == ua.StatusBadDecodingError || s == ua.StatusBadEncodingError
+	}
+	return err != nil && !dead(err) && !tooMuch(err)
 }
 
 // tooMuch reports whether the server wants smaller requests.
 func tooMuch(err error) bool {
 	return errors.Is(err, ua.StatusBadTooManyOperations) || errors.Is(err, ua.StatusBadRequestTooLarge) ||
 		errors.Is(err, ua.StatusBadResponseTooLarge) || errors.Is(err, ua.StatusBadEncodingLimitsExceeded) ||
-		errors.Is(err, ua.StatusBadTooManyMonitoredItems)
+		errors.Is(err, ua.StatusBadTooManyMonitoredItems) ||
+		// The library has no types for its own limits of a message.
+		err != nil && (strings.Contains(err.Error(), "message too large") || strings.Contains(err.Error(), "too many chunks"))
 }

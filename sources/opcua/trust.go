@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"sort"
@@ -69,9 +70,9 @@ func certInfo(c *x509.Certificate, path string, trusted bool) CertInfo {
 
 // OwnCertificate returns our application certificate; it is made when it does
 // not exist yet, as at the first start.
-func (c Config) OwnCertificate(dir string, deps Deps) (CertInfo, error) {
+func (c Config) OwnCertificate(dir string, log *slog.Logger) (CertInfo, error) {
 	paths := c.ownPaths(dir)
-	id, err := ownIdentity(c.withDefaults(), paths, deps.Logger)
+	id, err := ownIdentity(c.withDefaults(), paths, log)
 	if err != nil {
 		return CertInfo{}, err
 	}

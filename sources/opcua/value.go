@@ -51,55 +51,62 @@ func (ts *typeSystem) convert(v *ua.Variant, enum enumNames) decoded {
 		return d
 	}
 	switch x := val.(type) {
-	case bool:
-		d.value = abi.Bool(x)
-	case int8:
-		d.value = abi.Int(int64(x))
-	case int16:
-		d.value = abi.Int(int64(x))
 	case int32:
 		d.value = abi.Int(int64(x))
 		if name, ok := enum[int64(x)]; ok {
 			d.value, d.number = abi.String(name), float64(x)
 		}
+	case *ua.ExtensionObject, *ua.DataValue, *ua.Variant, *ua.DiagnosticInfo:
+		w := &jsonWriter{types: ts, enum: enum}
+		w.any(val, 0)
+		d.raw, d.reason = w.raw, w.reason
+		if w.reason == "" {
+			d.value = abi.JSON(string(w.b))
+		}
+	default:
+		var ok bool
+		if d.value, ok = scalar(val); !ok {
+			d.reason = fmt.Sprintf("unknown type %T", val)
+		}
+	}
+	return d
+}
+
+// scalar is the value of the built-in types that need no definition.
+func scalar(val any) (v abi.Value, ok bool) {
+	switch x := val.(type) {
+	case bool:
+		return abi.Bool(x), true
+	case int8:
+		return abi.Int(int64(x)), true
+	case int16:
+		return abi.Int(int64(x)), true
 	case int64:
-		d.value = abi.Int(x)
+		return abi.Int(x), true
 	case uint8:
-		d.value = abi.Uint(uint64(x))
+		return abi.Uint(uint64(x)), true
 	case uint16:
-		d.value = abi.Uint(uint64(x))
+		return abi.Uint(uint64(x)), true
 	case uint32:
-		d.value = abi.Uint(uint64(x))
+		return abi.Uint(uint64(x)), true
 	case uint64:
-		d.value = abi.Uint(x)
+		return abi.Uint(x), true
 	case float32:
 		// The shortest decimal that is this float32: 0.1 stays 0.1.
 		f, err := strconv.ParseFloat(strconv.FormatFloat(float64(x), 'g', -1, 32), 64)
 		if err != nil {
 			f = float64(x)
 		}
-		d.value = abi.Float(f)
+		return abi.Float(f), true
 	case float64:
-		d.value = abi.Float(x)
+		return abi.Float(x), true
 	case []byte:
-		d.value = abi.Bytes(x)
+		return abi.Bytes(x), true
 	case ua.StatusCode:
-		d.value = abi.Uint(uint64(x))
-	case *ua.ExtensionObject, *ua.DataValue, *ua.Variant, *ua.DiagnosticInfo:
-		w := &jsonWriter{types: ts, enum: enum}
-		w.any(val, 0)
-		d.value, d.raw, d.reason = abi.JSON(string(w.b)), w.raw, w.reason
-		if w.reason != "" {
-			d.value = abi.Value{}
-		}
-	default:
-		if s, ok := textOf(val); ok {
-			d.value = abi.String(s)
-		} else {
-			d.reason = fmt.Sprintf("unknown type %T", val)
-		}
+		return abi.Uint(uint64(x)), true
 	}
-	return d
+	s, ok := textOf(val)
+	return abi.String(s), ok
 }
 
 // textOf is the text form of the built-in types that have one.

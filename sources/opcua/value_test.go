@@ -61,7 +61,7 @@ func TestRecordAttributes(t *testing.T) {
 	now := time.UnixMicro(1_700_000_000_000_000)
 	cfg := DefaultConfig()
 	source, server := now.Add(-2*time.Second), now.Add(-time.Second)
-	r := it.record("s", &cfg, &ua.DataValue{Value: ua.MustVariant(int32(3)), Status: 0x40000480, SourceTimestamp: source, ServerTimestamp: server}, now)
+	r := it.record("s", &cfg, &ua.DataValue{Value: ua.MustVariant(int32(3)), Status: 0x40000480, SourceTimestamp: source, ServerTimestamp: server}, now, new(attrArena))
 	want := map[string]abi.Value{abi.AttrEndpoint: abi.String("opc.tcp://h:4840"), abi.AttrNamespace: abi.Int(2), abi.AttrBrowsePath: abi.String(it.path),
 		abi.AttrSensorName: abi.String("x"), abi.AttrUnit: abi.String("bar"), abi.AttrPLCName: abi.String("p1"), abi.AttrQuality: abi.String("Uncertain"),
 		abi.AttrStatus: abi.String("Uncertain"), abi.AttrOverflow: abi.Bool(true), abi.AttrRawValue: abi.Float(3), abi.AttrServerTime: abi.Int(server.UnixMicro())}
@@ -80,11 +80,11 @@ func TestRecordAttributes(t *testing.T) {
 		}
 		seen[a.Key] = true
 	}
-	r = it.record("s", &cfg, &ua.DataValue{Value: ua.MustVariant(int32(4))}, now)
+	r = it.record("s", &cfg, &ua.DataValue{Value: ua.MustVariant(int32(4))}, now, new(attrArena))
 	if from, _ := r.Attr(attrEventTimeFrom); from != abi.String("ingest") || r.EventTime != now.UnixMicro() || r.Value != abi.Int(4) {
 		t.Errorf("a record without timestamps says so: %+v", r)
 	}
-	good := it.record("s", &cfg, &ua.DataValue{Value: ua.MustVariant(int32(4)), SourceTimestamp: source, ServerTimestamp: source}, now)
+	good := it.record("s", &cfg, &ua.DataValue{Value: ua.MustVariant(int32(4)), SourceTimestamp: source, ServerTimestamp: source}, now, new(attrArena))
 	if &good.Attrs[0] != &it.good[0] || cap(good.Attrs) != len(good.Attrs) {
 		t.Error("Good records share their attributes, clipped")
 	}

@@ -312,7 +312,7 @@ func (e *engine) probe(ctx context.Context, now time.Time) error {
 	e.setServerState(got[0])
 	var stalled []*item
 	for i, it := range silent {
-		r := it.record(e.src.name, &e.src.cfg, got[i+1], now)
+		r := it.record(e.src.name, &e.src.cfg, got[i+1], now, &e.arena)
 		differs := r.Status>>30 == 0 && (!it.delivered || it.lastValue != (abi.Value{}) && (r.Value != it.lastValue || r.Status>>30 != it.lastCode>>30))
 		if !differs {
 			it.probed = 0
@@ -398,6 +398,7 @@ func (e *engine) health(now time.Time) (sources.State, string) {
 	for _, l := range p.lost {
 		bad = append(bad, l.text+" ("+l.why+")")
 	}
+	e.src.status.Gauge(metricItemsBad, float64(len(bad)))
 	total := len(p.items) + len(p.lost)
 	switch stale := e.src.deps.StaleAfter; {
 	case working == 0 && total == 0:

@@ -2,6 +2,7 @@ package sourcetest
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"sync"
 	"testing"
@@ -96,10 +97,10 @@ func (c *consumer) settle(ctx context.Context, e emitted) {
 	c.checkUnacked(e.numbers)
 	c.mu.Lock()
 	for _, n := range e.numbers {
-		switch err {
-		case nil:
+		switch {
+		case err == nil:
 			c.accepted[n]++
-		case sources.ErrDropped:
+		case errors.Is(err, sources.ErrDropped):
 			c.dropped[n] = true
 		}
 	}

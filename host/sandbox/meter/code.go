@@ -5,6 +5,7 @@ type frame struct {
 	op       byte // opBlock, opLoop or opIf; opBlock for the body itself
 	targeted bool // a branch leads to the label
 	arity    int  // values that a branch to the label carries
+	uses     int  // of locals, before the block
 }
 
 // coder rewrites one function body. Bytes from buf[from:r.pos] are still to be
@@ -86,6 +87,7 @@ func (c *coder) body(results int) {
 		switch o.imm {
 		case immNone:
 		case immLocal:
+			c.size.uses++
 			if i := c.r.u32(); int64(i) >= int64(c.locals) {
 				c.r.fail("local %d does not exist", i)
 			}
@@ -181,7 +183,7 @@ func (c *coder) unknown(code byte) {
 // whether fuel is left.
 func (c *coder) open(code byte, start int) {
 	params, results := c.blockType()
-	f := frame{op: code, arity: results}
+	f := frame{op: code, arity: results, uses: c.size.uses}
 	if code == opLoop {
 		f.arity = params
 		c.checks = true
@@ -238,7 +240,7 @@ func (c *coder) elseArm(start int) {
 // what is pending goes on.
 func (c *coder) close(start int) {
 	top := c.frames[len(c.frames)-1]
-	c.size.close(top.op)
+	c.size.close(top.op, top.targeted, c.size.uses-top.uses, c.locals)
 	c.frames = c.frames[:len(c.frames)-1]
 	if len(c.frames) == 0 {
 		c.wrapped = top.targeted
@@ -273,7 +275,7 @@ func (c *coder) branch(code byte, start int) {
 			return
 		}
 	}
-	c.size.blocks += 1 + targets/3
+	c.size.branch(targets)
 	c.chargeBefore(start)
 }
 

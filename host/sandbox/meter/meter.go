@@ -90,7 +90,12 @@ func DefaultConfig() Config {
 // Refused says why a module was not taken. Reasons holds plain sentences for
 // the author of the module, each naming the place and what to do; it lists every
 // reason that could be found, not only the first.
-type Refused struct{ Reasons []string }
+type Refused struct {
+	Reasons []string
+	// Info is what was learned all the same; nil when the sections could not be
+	// read up to the code.
+	Info *Info
+}
 
 func (r *Refused) Error() string { return "module refused: " + strings.Join(r.Reasons, "; ") }
 
@@ -106,7 +111,11 @@ func Instrument(wasm []byte, cfg Config) (out []byte, info *Info, err error) {
 		out = m.rewrite(wasm)
 	}
 	if len(m.reasons) > 0 {
-		return nil, nil, &Refused{Reasons: m.reasons}
+		refused := &Refused{Reasons: m.reasons}
+		if m.scanned {
+			refused.Info = m.info
+		}
+		return nil, nil, refused
 	}
 	m.info.OutBytes = len(out)
 	return out, m.info, nil
@@ -122,6 +131,7 @@ func (m *module) rewrite(wasm []byte) []byte {
 	if !ok || !m.scan(custom) {
 		return nil
 	}
+	m.scanned = true
 	code := m.code()
 	if len(m.reasons) > 0 {
 		return nil

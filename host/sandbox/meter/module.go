@@ -67,6 +67,7 @@ type globalType struct {
 type module struct {
 	cfg     Config
 	reasons []string
+	scanned bool // every section but code was read
 
 	bodies [sections][]byte // contents of the sections, nil when absent
 	bases  [sections]int    // their offsets in the module

@@ -80,8 +80,12 @@ func refusals() []struct {
 			}
 		}},
 		{"nested loops over many locals", "to compile", func(a *asm) {
+			var inner []byte
+			for i := range 400 {
+				inner = append(inner, cat(local(opLocalGet, i), local(opLocalSet, 399-i))...)
+			}
 			a.fn("f", none, none, slices.Repeat(oneI32, 400),
-				slices.Repeat([]byte{opLoop, blockEmpty}, 250), slices.Repeat([]byte{opEnd}, 250))
+				slices.Repeat([]byte{opLoop, blockEmpty}, 250), inner, slices.Repeat([]byte{opEnd}, 250))
 		}},
 		{"many ifs", "to compile", body(slices.Repeat([]byte{opI32Const, 0, opIf, blockEmpty, opEnd}, 20_000)...)},
 		{"unknown section", "id 14", section(14, 0)},

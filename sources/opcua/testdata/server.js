@@ -10,7 +10,7 @@ const readline = require("readline");
 const o = Object.assign({
   port: 0, dir: "", counters: 10, everyMs: 100, idle: 0, namespaces: ["urn:edgehost:test"], without: [],
   secure: false, anonymous: true, limits: {}, types: false, history: false, events: false, conformance: false,
-  cycle: 0, autoAccept: true,
+  cycle: 0, autoAccept: true, autoAcceptUsers: true,
 }, JSON.parse(process.argv[2] || "{}"));
 
 const S = opcua.SecurityPolicy;
@@ -19,7 +19,7 @@ const M = opcua.MessageSecurityMode;
 async function main() {
   const pki = new opcua.OPCUACertificateManager({ rootFolder: path.join(o.dir, "pki"), automaticallyAcceptUnknownCertificate: o.autoAccept });
   await pki.initialize();
-  const userPki = new opcua.OPCUACertificateManager({ rootFolder: path.join(o.dir, "user-pki"), automaticallyAcceptUnknownCertificate: true, name: "user" });
+  const userPki = new opcua.OPCUACertificateManager({ rootFolder: path.join(o.dir, "user-pki"), automaticallyAcceptUnknownCertificate: o.autoAcceptUsers, name: "user" });
   await userPki.initialize();
   const cert = path.join(o.dir, "server.pem"), key = pki.privateKey;
   if (!fs.existsSync(cert)) {
@@ -84,6 +84,9 @@ async function main() {
     last.addReference({ referenceType: "Organizes", nodeId: first.nodeId, isForward: true });
   }
   if (o.types) addTypes(space, ns, plant);
+  if (o.conformance) {
+    require("node-opcua-address-space-for-conformance-testing").build_address_space_for_conformance_testing(space, { mass_variables: false });
+  }
   let frozen = false;
   setInterval(() => {
     if (frozen) return;

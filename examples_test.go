@@ -1,0 +1,167 @@
+package main
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/edgehost/edgehost/abi"
+)
+
+// building bounds how many Go modules are built at a time.
+var building = make(chan struct{}, 2)
+
+// buildGo builds a Go module as its author would.
+func buildGo(t *testing.T, dir, pkg string, env ...string) []byte {
+	t.Helper()
+	building <- struct{}{}
+	defer func() { <-building }()
+	out := filepath.Join(t.TempDir(), "module.wasm")
+	cmd := exec.CommandContext(t.Context(), "go", "build", "-buildvcs=false", "-trimpath", "-buildmode=c-shared", "-ldflags=-s -w", "-o", out, pkg)
+	cmd.Dir, cmd.Env = dir, append(append(os.Environ(), "GOOS=wasip1", "GOARCH=wasm", "CGO_ENABLED=0"), env...)
+	if text, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("build %s: %v\n%s", pkg, err, text)
+	}
+	wasm, err := os.ReadFile(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return wasm
+}
+
+// exampleSetup is what the configuration of an example gives its module.
+func exampleSetup(t *testing.T, dir string) trialSetup {
+	t.Helper()
+	cfg, err := loadConfig(filepath.Join(dir, "config.yaml"), func(name string) (string, bool) {
+		return "0123456789abcdef", name == "REDACT_KEY"
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cfg.checkComplete(); err != nil {
+		t.Fatal(err)
+	}
+	p := cfg.plan()[0]
+	setup := trialSetup{Name: p.Modules[0].Name, Config: p.Modules[0].Config}
+	for name := range p.Outputs {
+		setup.Outputs = append(setup.Outputs, name)
+	}
+	return setup
+}
+
+// exampleCase is how an example is called, and a wrong configuration of it.
+type exampleCase struct {
+	tick                time.Duration
+	key, value, refusal string
+}
+
+// Every example does with in.ndjson what out.ndjson says, in one batch, and record
+// by record with a restart before each: what must last is in the state.
+func TestExamples(t *testing.T) {
+	for name, e := range map[string]exampleCase{
+		"alarms":       {key: "above", value: "x=1", refusal: "output alarms is not configured"},
+		"convert":      {key: "units", value: "°C", refusal: "is not like °C=°F*1.8+32"},
+		"deadband":     {key: "band", value: "wide", refusal: "config key band: wide is no number"},
+		"minutes":      {tick: time.Minute},
+		"payload":      {},
+		"redact":       {key: "hash", value: "badge", refusal: "at least 16 characters"},
+		"swingingdoor": {key: "deviation", value: "-", refusal: "is no number"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir := filepath.Join("examples", name)
+			in, err := readRecords(nil, filepath.Join(dir, "in.ndjson"))
+			want, err2 := readOutcomes(nil, filepath.Join(dir, "out.ndjson"))
+			if err := errors.Join(err, err2); err != nil {
+				t.Fatal(err)
+			}
+			readme, err := os.ReadFile(filepath.Join(dir, "README.md"))
+			if err != nil || !strings.HasPrefix(string(readme), "# "+name+"\n") {
+				t.Errorf("README.md: %v", err)
+			}
+			m := startTrial(t, buildGo(t, ".", "./examples/"+name), exampleSetup(t, dir))
+			if err := m.run(t.Context(), in, trialPlan{Batch: batchRecords, Tick: e.tick}); err != nil {
+				t.Fatal(err)
+			}
+			checkTrial(t, m, want)
+			resetTrial(t, m)
+			if err := m.run(t.Context(), in, trialPlan{Batch: 1, Tick: e.tick, Restart: true}); err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(slices.Sorted(slices.Values(linesOf(want))), slices.Sorted(slices.Values(linesOf(m.Outcomes)))); diff != "" {
+				t.Errorf("with restarts (-want +got):\n%s", diff)
+			}
+			if e.refusal != "" {
+				checkRefusal(t, m, e)
+			}
+			if name == "minutes" {
+				resetTrial(t, m)
+				checkQuiet(t, m, in)
+			}
+		})
+	}
+}
+
+// checkQuiet holds a batch in the middle of a minute to changing the state only.
+func checkQuiet(t *testing.T, m *trial, in []abi.Record) {
+	t.Helper()
+	if err := m.run(t.Context(), in[:3], trialPlan{Batch: batchRecords}); err != nil {
+		t.Fatal(err)
+	}
+	if len(m.Outcomes) != 0 || m.Filtered != 3 || len(m.state.values) == 0 {
+		t.Errorf("%d outcomes, %d filtered, %d keys", len(m.Outcomes), m.Filtered, len(m.state.values))
+	}
+}
+
+func startTrial(t *testing.T, wasm []byte, s trialSetup) *trial {
+	t.Helper()
+	m, err := openTrial(t.Context(), wasm, s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := m.close(t.Context()); err != nil && t.Context().Err() == nil {
+			t.Error(err)
+		}
+	})
+	return m
+}
+
+func resetTrial(t *testing.T, m *trial) {
+	t.Helper()
+	m.state.values, m.trialResult = map[string]trialValue{}, trialResult{Metrics: map[string]float64{}}
+	if err := m.restart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func checkTrial(t *testing.T, m *trial, want []outcome) {
+	t.Helper()
+	for _, d := range diffOutcomes(want, m.Outcomes) {
+		t.Errorf("line %d:\n- %s\n+ %s\n%s", d.Line, d.Want, d.Got, strings.Join(d.Fields, "\n"))
+	}
+	if len(m.Faults) > 0 {
+		t.Errorf("faults: %+v", m.Faults)
+	}
+}
+
+// checkRefusal gives the module a wrong configuration and wants words that help.
+func checkRefusal(t *testing.T, m *trial, e exampleCase) {
+	t.Helper()
+	env := m.env
+	env.Config, env.Outputs = map[string]string{e.key: e.value}, nil
+	i, err := m.module.Instantiate(t.Context(), env)
+	if err == nil {
+		err = errors.Join(errors.New("it starts"), i.Close(t.Context()))
+	}
+	if !strings.Contains(err.Error(), e.refusal) {
+		t.Errorf("%s=%s: error %v, want %q", e.key, e.value, err, e.refusal)
+	}
+}
