@@ -85,7 +85,13 @@ func (h *fakeHost) Run(ctx context.Context) error {
 	return nil
 }
 
-func (h *fakeHost) Status(context.Context) (control.Status, error) { return h.status, nil }
+func (h *fakeHost) Status(context.Context) (control.Status, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	s := h.status
+	s.Sources = slices.Clone(s.Sources)
+	return s, nil
+}
 
 func (h *fakeHost) PushModule(_ context.Context, r control.PushRequest) (control.Module, error) {
 	h.mu.Lock()
@@ -172,6 +178,28 @@ func (h *fakeHost) ReplayDeadLetters(_ context.Context, f control.DeadLetterFilt
 
 func (h *fakeHost) PurgeDeadLetters(_ context.Context, f control.DeadLetterFilter) (int, error) {
 	return len(h.selected(f)), nil
+}
+
+func (h *fakeHost) PauseSource(_ context.Context, name string) error {
+	return h.setSource(name, "paused")
+}
+
+func (h *fakeHost) ResumeSource(_ context.Context, name string) error {
+	return h.setSource(name, "connected")
+}
+
+func (h *fakeHost) setSource(name, state string) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	i := slices.IndexFunc(h.status.Sources, func(s control.SourceStatus) bool { return s.Name == name })
+	switch {
+	case i < 0:
+		return control.Errorf(control.NotFound, "no source is called %s; there are: s1, s2", name)
+	case h.status.Sources[i].State == "disabled":
+		return control.Errorf(control.Invalid, "source %s is disabled in the configuration", name)
+	}
+	h.status.Sources[i].State = state
+	return nil
 }
 
 func (h *fakeHost) ResetBreaker(_ context.Context, d string) error {

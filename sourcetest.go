@@ -17,20 +17,16 @@ import (
 	"github.com/edgehost/edgehost/sources/mqtt"
 )
 
-func sourceCommand() *cli.Command {
+func sourceTestCommand() *cli.Command {
 	return &cli.Command{
-		Name:  "source",
-		Usage: "try a source of a configuration",
-		Subcommands: []*cli.Command{{
-			Name:      "test",
-			Usage:     "connect, read once, and say what is wrong",
-			ArgsUsage: "NAME",
-			Description: "Opens a connection of its own beside that of a running host, and stores nothing. An mqtt source is\n" +
-				"tried under another client id and without a session: it shows what is published meanwhile.\n\n" +
-				"Example:\n   edgehost source test plc_modbus_tcp --config config/connector.yaml",
-			Flags:  sourceFlags(&cli.DurationFlag{Name: "wait", Usage: "how long to wait for the first values", Value: 15 * time.Second}),
-			Action: sourceTest,
-		}},
+		Name:      "test",
+		Usage:     "connect, read once, and say what is wrong",
+		ArgsUsage: "NAME",
+		Description: "Opens a connection of its own beside that of a running host, and stores nothing. An mqtt source is\n" +
+			"tried under another client id and without a session: it shows what is published meanwhile.\n\n" +
+			"Example:\n   edgehost source test plc_modbus_tcp --config config/connector.yaml",
+		Flags:  sourceFlags(&cli.DurationFlag{Name: "wait", Usage: "how long to wait for the first values", Value: 15 * time.Second}),
+		Action: sourceTest,
 	}
 }
 

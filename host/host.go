@@ -127,7 +127,8 @@ type Host struct {
 
 	pipelines    []*pipeline
 	destinations map[string]*destination
-	order        []string // names of destinations as configured
+	gates        map[string]*gate // of sources that are not disabled; fixed once the host is made
+	order        []string         // names of destinations as configured
 	// requeue commits what leaves the dead-letter queue for a destination.
 	requeue   *committer
 	requeueMu sync.Mutex
@@ -148,7 +149,12 @@ type Host struct {
 // revisions of the modules. A module that cannot be loaded holds its pipeline
 // and fails nothing else.
 func New(ctx context.Context, cfg Config) (*Host, error) {
-	h := &Host{cfg: cfg, log: cfg.Logger, start: time.Now(), destinations: map[string]*destination{}}
+	h := &Host{cfg: cfg, log: cfg.Logger, start: time.Now(), destinations: map[string]*destination{}, gates: map[string]*gate{}}
+	for _, sc := range cfg.Sources {
+		if sc.Source != nil {
+			h.gates[sc.Name] = newGate()
+		}
+	}
 	var err error
 	if h.state, err = cfg.Spool.State("host"); err != nil {
 		return nil, fmt.Errorf("open state store: %w", err)
@@ -277,7 +283,7 @@ func (h *Host) Run(ctx context.Context) error {
 		}
 		p := byName[sc.Name]
 		srcs.Go(func() {
-			sources.Supervise(ctx, sc.Source, p.emit(sc.Name), sc.Status, sc.Reconnect, h.log.With("component", "source", "source", sc.Name))
+			h.runSource(ctx, sc, p.emit(sc.Name))
 		})
 	}
 	h.setReady(true)

@@ -22,6 +22,7 @@ const (
 	Reconnecting State = "reconnecting"
 	AuthFailed   State = "auth_failed" // the peer refuses our credentials or certificate
 	Failed       State = "failed"      // the configuration cannot work as it is
+	Paused       State = "paused"      // a person paused it
 	Stopped      State = "stopped"
 )
 
@@ -99,7 +100,7 @@ func (s *Status) Report(log *slog.Logger, state State, detail string) {
 	switch {
 	case known:
 		log.Debug("source "+string(state), "detail", detail)
-	case state == Connected || state == Stopped || state == Disabled:
+	case state == Connected || state == Paused || state == Stopped || state == Disabled:
 		log.Info("source "+string(state), "detail", detail)
 	default:
 		log.Warn("source "+string(state), "detail", detail)

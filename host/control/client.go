@@ -87,6 +87,16 @@ func (c *Client) PurgeDeadLetters(ctx context.Context, f DeadLetterFilter) (n in
 	return out.Count, err
 }
 
+// PauseSource asks for Backend.PauseSource.
+func (c *Client) PauseSource(ctx context.Context, name string) error {
+	return c.do(ctx, http.MethodPost, "/v1/sources/"+url.PathEscape(name)+"/pause", nil, &struct{}{})
+}
+
+// ResumeSource asks for Backend.ResumeSource.
+func (c *Client) ResumeSource(ctx context.Context, name string) error {
+	return c.do(ctx, http.MethodPost, "/v1/sources/"+url.PathEscape(name)+"/resume", nil, &struct{}{})
+}
+
 // ResetBreaker asks for Backend.ResetBreaker.
 func (c *Client) ResetBreaker(ctx context.Context, destination string) error {
 	return c.do(ctx, http.MethodPost, "/v1/destinations/"+url.PathEscape(destination)+"/reset", nil, &struct{}{})

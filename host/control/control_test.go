@@ -65,7 +65,9 @@ func (r *recorder) ReplayDeadLetters(_ context.Context, f DeadLetterFilter) (int
 func (r *recorder) PurgeDeadLetters(_ context.Context, f DeadLetterFilter) (int, error) {
 	return 4, r.note("purge", f)
 }
-func (r *recorder) ResetBreaker(_ context.Context, d string) error { return r.note("reset", d) }
+func (r *recorder) PauseSource(_ context.Context, name string) error  { return r.note("pause", name) }
+func (r *recorder) ResumeSource(_ context.Context, name string) error { return r.note("resume", name) }
+func (r *recorder) ResetBreaker(_ context.Context, d string) error    { return r.note("reset", d) }
 
 var quiet = slog.New(slog.DiscardHandler)
 
@@ -135,10 +137,12 @@ func TestEveryRequest(t *testing.T) {
 	same("ReplayDeadLetters", n, err, 3)
 	n, err = c.PurgeDeadLetters(ctx, filter)
 	same("PurgeDeadLetters", n, err, 4)
+	same("PauseSource", nil, c.PauseSource(ctx, "s 1/a"), nil)
+	same("ResumeSource", nil, c.ResumeSource(ctx, "s 1/a"), nil)
 	same("ResetBreaker", nil, c.ResetBreaker(ctx, "c.s.t"), nil)
 
 	asked := []any{"status", push, "modules", "rollback", "m", replay, filter, "letter", "a/b 7",
-		"replay", filter, "purge", filter, "reset", "c.s.t"}
+		"replay", filter, "purge", filter, "pause", "s 1/a", "resume", "s 1/a", "reset", "c.s.t"}
 	if diff := cmp.Diff(asked, b.asked); diff != "" {
 		t.Errorf("what the host was asked (-want +got):\n%s", diff)
 	}

@@ -143,6 +143,12 @@ func Handler(backend Backend) http.Handler {
 		n, err := call(r, backend.PurgeDeadLetters)
 		return count{n}, err
 	}))
+	mux.HandleFunc("POST /v1/sources/{name}/pause", answer(func(r *http.Request) (any, error) {
+		return struct{}{}, backend.PauseSource(r.Context(), r.PathValue("name"))
+	}))
+	mux.HandleFunc("POST /v1/sources/{name}/resume", answer(func(r *http.Request) (any, error) {
+		return struct{}{}, backend.ResumeSource(r.Context(), r.PathValue("name"))
+	}))
 	mux.HandleFunc("POST /v1/destinations/{name}/reset", answer(func(r *http.Request) (any, error) {
 		return struct{}{}, backend.ResetBreaker(r.Context(), r.PathValue("name"))
 	}))

@@ -52,6 +52,13 @@ type Backend interface {
 	// keeps counting them as dead-lettered.
 	PurgeDeadLetters(ctx context.Context, f DeadLetterFilter) (n int, err error)
 
+	// PauseSource ends the run of a source in order and returns when nothing of it
+	// runs any more; what it has emitted is committed and delivered. It stays
+	// paused until ResumeSource or a restart of the host. Pausing twice is no error.
+	PauseSource(ctx context.Context, name string) error
+	// ResumeSource lets a source run again; one that is not paused runs on.
+	ResumeSource(ctx context.Context, name string) error
+
 	// ResetBreaker closes the breaker of a destination, or probes a destination
 	// that is held, now instead of at the next probe.
 	ResetBreaker(ctx context.Context, destination string) error
@@ -91,7 +98,7 @@ type SourceStatus struct {
 	Name     string             `json:"name"`
 	Protocol string             `json:"protocol"`
 	Pipeline string             `json:"pipeline"`
-	State    string             `json:"state"` // disabled, starting, connecting, connected, degraded, stalled, reconnecting, auth_failed, failed, stopped
+	State    string             `json:"state"` // disabled, starting, connecting, connected, degraded, stalled, reconnecting, auth_failed, failed, paused, stopped
 	Detail   string             `json:"detail,omitempty"`
 	Since    time.Time          `json:"since"`
 	LastRead time.Time          `json:"last_read"` // zero: never

@@ -1,0 +1,126 @@
+package host
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/edgehost/edgehost/host/control"
+	"github.com/edgehost/edgehost/sources"
+)
+
+// gate lets one source run or keeps it paused. The order of a person holds until
+// the next order or the end of the process: it is not kept on disk.
+type gate struct {
+	mu      sync.Mutex
+	paused  bool
+	stop    context.CancelFunc // of the run that is under way; nil: none
+	changed chan struct{}      // closed and made anew at every change
+}
+
+func newGate() *gate { return &gate{changed: make(chan struct{})} }
+
+// change lets f change the gate and wakes who waits for it.
+func (g *gate) change(f func()) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	f()
+	close(g.changed)
+	g.changed = make(chan struct{})
+}
+
+// wait returns when cond, which is called under the gate's lock, is true.
+func (g *gate) wait(ctx context.Context, cond func() bool) error {
+	for {
+		g.mu.Lock()
+		ok, changed := cond(), g.changed
+		g.mu.Unlock()
+		if ok {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// enter returns the context of a run unless the source is paused.
+func (g *gate) enter(ctx context.Context) (run context.Context, ok bool) {
+	g.change(func() {
+		if ok = !g.paused; ok {
+			run, g.stop = context.WithCancel(ctx)
+		}
+	})
+	return run, ok
+}
+
+func (g *gate) leave() {
+	g.change(func() {
+		g.stop()
+		g.stop = nil
+	})
+}
+
+// pausedDetail is what the status says of a paused source.
+const pausedDetail = "a person paused it: edgehost source resume starts it again, and so does a restart"
+
+// runSource runs a source under its supervisor, again and again as it is paused
+// and resumed, until ctx ends.
+func (h *Host) runSource(ctx context.Context, sc SourceConfig, emit sources.Emit) {
+	log := h.log.With("component", "source", "source", sc.Name)
+	g := h.gates[sc.Name]
+	for ctx.Err() == nil {
+		run, ok := g.enter(ctx)
+		if ok {
+			sources.Supervise(run, sc.Source, emit, sc.Status, sc.Reconnect, log)
+			g.leave()
+			continue
+		}
+		sc.Status.Report(log, sources.Paused, pausedDetail)
+		// An error means that ctx has ended.
+		_ = g.wait(ctx, func() bool { return !g.paused })
+	}
+	sc.Status.Report(log, sources.Stopped, "")
+}
+
+// PauseSource implements control.Backend.
+func (h *Host) PauseSource(ctx context.Context, name string) error {
+	g, err := h.gate(name)
+	if err != nil {
+		return err
+	}
+	g.change(func() {
+		g.paused = true
+		if g.stop != nil {
+			g.stop()
+		}
+	})
+	return g.wait(ctx, func() bool { return g.stop == nil })
+}
+
+// ResumeSource implements control.Backend.
+func (h *Host) ResumeSource(_ context.Context, name string) error {
+	g, err := h.gate(name)
+	if err != nil {
+		return err
+	}
+	g.change(func() { g.paused = false })
+	return nil
+}
+
+func (h *Host) gate(name string) (*gate, error) {
+	if g := h.gates[name]; g != nil {
+		return g, nil
+	}
+	var names []string
+	for _, sc := range h.cfg.Sources {
+		names = append(names, sc.Name)
+	}
+	if slices.Contains(names, name) {
+		return nil, control.Errorf(control.Invalid, "source %s is disabled in the configuration: set enabled: true there and restart", name)
+	}
+	return nil, control.Errorf(control.NotFound, "no source is called %s; there are: %s", name, strings.Join(names, ", "))
+}
