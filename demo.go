@@ -28,14 +28,16 @@ func demoCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "demo",
 		Usage: "run a simulated plant end to end in a temporary folder",
-		Description: `Starts an MQTT broker with a simulated plant, a module that converts and checks
-the readings, an encrypted spool and an emulator of the service, all in this
-process and on 127.0.0.1, and shows what happens. Nothing leaves this machine.
+		Description: `Starts a simulated plant: an MQTT broker with three lines, a Modbus press and an
+OPC UA oven. One pipeline reads all three; its module converts and checks the
+readings, and an encrypted spool delivers them to three tables of an emulator of
+the service. All of it runs in this process and on 127.0.0.1: nothing leaves this
+machine.
 
    edgehost demo --for 10s --json`,
 		Flags: []cli.Flag{
 			&cli.DurationFlag{Name: "for", Usage: "stop after this time; 0 runs until interrupted"},
-			&cli.IntFlag{Name: "rate", Value: 200, Usage: "messages a second that the plant sends, 1 to 20000"},
+			&cli.IntFlag{Name: "rate", Value: 200, Usage: "MQTT messages a second that the plant sends, 1 to 20000"},
 			&cli.BoolFlag{Name: "json", Usage: "print the ledger as JSON at the end, and nothing else"},
 		},
 		Action: demo,
@@ -61,9 +63,20 @@ sources:
   mqtt:
     topics:
     - {topic: "plant/#", qos: 1}
+- name: press
+  protocol: modbus
+  endpoint: "modbus+tcp://PRESS"
+  tags: {industry: demo, plc_name: press1}
+  modbus:` + pressConfig + `
+- name: oven
+  protocol: opcua
+  endpoint: "opc.tcp://OVEN"
+  isolation: none # the server is in this process too
+  tags: {industry: demo, plc_name: oven1}
+  opcua:` + ovenConfig + `
 pipelines:
 - name: line1
-  sources: [plant]
+  sources: [plant, press, oven]
   modules: [plant]
 processing: {batch: {max_size: 500, max_wait_seconds: 1}}
 monitoring: {logging: {level: WARN, format: text}}
@@ -117,6 +130,8 @@ func demo(c *cli.Context) error {
 type demoSystem struct {
 	dir      string
 	plant    *plant
+	press    *press
+	oven     *oven
 	emulator *zerobustest.Emulator
 	gateway  *gateway
 	stopHost context.CancelFunc
@@ -124,7 +139,7 @@ type demoSystem struct {
 	view     demoView
 }
 
-// startDemo starts plant, emulator and gateway, and uploads the module.
+// startDemo starts devices, emulator and gateway, and uploads the module.
 func startDemo(ctx context.Context, dir string, rate int, stderr io.Writer) (s *demoSystem, err error) {
 	s = &demoSystem{dir: dir}
 	defer func() {
@@ -139,10 +154,10 @@ func startDemo(ctx context.Context, dir string, rate int, stderr io.Writer) (s *
 	if err := os.WriteFile(filepath.Join(dir, "ca.pem"), s.emulator.CAPEM(), 0o600); err != nil {
 		return nil, fmt.Errorf("write certificate authority: %w", err)
 	}
-	if s.plant, err = startPlant(rate); err != nil {
+	if err := s.startDevices(ctx, rate); err != nil {
 		return nil, err
 	}
-	cfg := parseConfig("demo", demoText(dir, s.plant.addr, s.emulator), func(name string) (string, bool) { return "demo", name == "DEMO_SECRET" })
+	cfg := parseConfig("demo", s.config(), func(name string) (string, bool) { return "demo", name == "DEMO_SECRET" })
 	if len(cfg.doc.found) > 0 {
 		return nil, fmt.Errorf("read the demo's own configuration: %w", cfg.doc.found)
 	}
@@ -161,8 +176,21 @@ func startDemo(ctx context.Context, dir string, rate int, stderr io.Writer) (s *
 	return s, nil
 }
 
-func demoText(dir, broker string, e *zerobustest.Emulator) []byte {
-	return []byte(replaceWords(demoConfig, map[string]string{"DIR": filepath.ToSlash(dir), "TOKEN": e.TokenAddr(), "INGEST": e.Addr(), "BROKER": broker}))
+// startDevices starts what the gateway reads.
+func (s *demoSystem) startDevices(ctx context.Context, rate int) (err error) {
+	if s.plant, err = startPlant(rate); err != nil {
+		return err
+	}
+	if s.press, err = startPress(); err != nil {
+		return err
+	}
+	s.oven, err = startOven(ctx)
+	return err
+}
+
+func (s *demoSystem) config() []byte {
+	return []byte(replaceWords(demoConfig, map[string]string{"DIR": filepath.ToSlash(s.dir), "TOKEN": s.emulator.TokenAddr(),
+		"INGEST": s.emulator.Addr(), "BROKER": s.plant.addr, "PRESS": s.press.addr, "OVEN": s.oven.addr}))
 }
 
 // watch shows the system until ctx ends.
@@ -187,15 +215,20 @@ func (s *demoSystem) watch(ctx context.Context, w io.Writer) {
 			if err != nil {
 				continue
 			}
-			s.view.show(w, live, status, lastRows(s.dir, 6))
+			s.view.show(w, live, status, lastRows(s.dir, 3))
 		}
 	}
 }
 
-// finish stops the plant, waits until what it sent is delivered, and returns the
-// ledger.
+// finish stops the plant, waits until what was read is delivered, and returns
+// the ledger.
 func (s *demoSystem) finish() (control.Ledger, error) {
 	s.plant.halt()
+	for _, polled := range []string{"press", "oven"} {
+		if err := s.gateway.PauseSource(context.Background(), polled); err != nil {
+			return control.Ledger{}, errors.Join(err, s.stop())
+		}
+	}
 	deadline := time.After(10 * time.Second)
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
@@ -206,7 +239,7 @@ func (s *demoSystem) finish() (control.Ledger, error) {
 			return ledger, errors.Join(err, s.stop())
 		}
 		ledger = status.Ledger
-		settled = ledger.Read >= s.plant.sent() && ledger.Waiting == 0
+		settled = s.allRead(status) && ledger.Waiting == 0
 		select {
 		case <-tick.C:
 		case <-deadline:
@@ -214,6 +247,19 @@ func (s *demoSystem) finish() (control.Ledger, error) {
 		}
 	}
 	return ledger, s.stop()
+}
+
+// allRead reports whether all that was sent has been read, and all that was read
+// is in the ledger.
+func (s *demoSystem) allRead(status control.Status) bool {
+	var read uint64
+	for _, src := range status.Sources {
+		read += src.Records
+		if src.Name == "plant" && src.Records < s.plant.sent() {
+			return false
+		}
+	}
+	return status.Ledger.Read >= read
 }
 
 // stop ends everything in the order in which data flows.
@@ -225,6 +271,12 @@ func (s *demoSystem) stop() error {
 	}
 	if s.plant != nil {
 		errs = append(errs, s.plant.close())
+	}
+	if s.press != nil {
+		errs = append(errs, s.press.close())
+	}
+	if s.oven != nil {
+		errs = append(errs, s.oven.close())
 	}
 	if s.emulator != nil {
 		errs = append(errs, s.emulator.Close())

@@ -15,8 +15,8 @@ import (
 	"github.com/mochi-mqtt/server/v2/listeners"
 )
 
-// plant is the demo's simulated plant: an MQTT broker on a free port of
-// 127.0.0.1, and three lines whose sensors publish to it.
+// plant is the MQTT part of the demo's simulated plant: a broker on a free port
+// of 127.0.0.1, and three lines whose sensors publish to it.
 type plant struct {
 	addr   string
 	server *broker.Server
