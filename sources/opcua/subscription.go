@@ -205,6 +205,10 @@ func (e *engine) createIn(ctx context.Context, sub *subscription, items []*item)
 // created takes the server's answer for one item.
 func (e *engine) created(sub *subscription, it *item, r *ua.MonitoredItemCreateResult, now time.Time) {
 	it.status, it.failed = r.StatusCode, r.StatusCode>>30 == 2
+	if it.failed && it.modelChange {
+		e.src.log.Debug("server does not tell of changes of its address space", "status", statusName(r.StatusCode))
+		return
+	}
 	if it.failed {
 		if !it.told {
 			it.told = true
@@ -278,6 +282,7 @@ func (e *engine) lose(sub *subscription, why string) {
 func (e *engine) gap(messages int) {
 	e.src.status.Add(metricGaps, float64(messages))
 	e.backfill = true
+	e.src.plan.changed = e.src.plan.changed || e.src.plan.watchesModel()
 	for _, it := range e.src.plan.items {
 		if it.gapFrom == 0 {
 			it.gapFrom = it.lastEvent
