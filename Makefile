@@ -75,6 +75,7 @@ bench-wasm: ## the sandbox beside native Go, Extism and go-plugin
 bench-sources: ## sources against bare libraries and C clients; needs the peers of conformance
 	conformance/install-modbus.sh
 	conformance/install-mqtt.sh
+	conformance/install-opcua.sh
 	$(GO) run $(GOFLAGS) ./bench/sources
 
 clean:
