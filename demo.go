@@ -86,12 +86,6 @@ func demo(c *cli.Context) error {
 	if rate := c.Int("rate"); rate < 1 || rate > 20000 {
 		return usagef("--rate %d is not between 1 and 20000", rate)
 	}
-	ctx := c.Context
-	if d := c.Duration("for"); d > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, d)
-		defer cancel()
-	}
 	dir, err := os.MkdirTemp("", "edgehost-demo-")
 	if err != nil {
 		return fmt.Errorf("make temporary folder: %w", err)
@@ -100,6 +94,12 @@ func demo(c *cli.Context) error {
 	s, err := startDemo(c.Context, dir, c.Int("rate"), c.App.ErrWriter)
 	if err != nil {
 		return err
+	}
+	ctx := c.Context
+	if d := c.Duration("for"); d > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, d)
+		defer cancel()
 	}
 	screen := io.Discard
 	if !c.Bool("json") {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -14,18 +15,22 @@ import (
 // demoView shows the status of the demo: one screen on a terminal, one line at a
 // time elsewhere. It keeps what it needs to show rates.
 type demoView struct {
-	at              time.Time
-	read, delivered uint64
+	at   time.Time
+	seen map[string]uint64 // by name of a source or destination: records
+	rate map[string]float64
 }
+
+// The rates of the host as a whole.
+const rateIn, rateOut = "in", "out"
 
 // show draws the status. rows are the newest rows in the tables.
 func (v *demoView) show(w io.Writer, live bool, s control.Status, rows []string) {
 	now := time.Now()
-	in, out := v.rates(now, s.Ledger)
+	v.measure(now, s)
 	l := s.Ledger
 	if !live {
 		fmt.Fprintf(w, "%s  in %.0f/s  out %.0f/s  read %d  delivered %d  waiting %d  filtered %d  dead-lettered %d  balanced %v\n",
-			s.Status, in, out, l.Read, l.Delivered, l.Waiting, l.Filtered, l.DeadLettered, l.Balanced)
+			s.Status, v.rate[rateIn], v.rate[rateOut], l.Read, l.Delivered, l.Waiting, l.Filtered, l.DeadLettered, l.Balanced)
 		return
 	}
 	var b strings.Builder
@@ -34,7 +39,7 @@ func (v *demoView) show(w io.Writer, live bool, s control.Status, rows []string)
 	line("edgehost demo  %s  up %s  (Ctrl-C ends it)", s.Status, time.Duration(s.UptimeSeconds*float64(time.Second)).Round(time.Second))
 	line("")
 	for _, src := range s.Sources {
-		line("source       %-12s %-12s %8.0f records/s  %d in all", src.Name, src.State, in, src.Records)
+		line("source       %-12s %-8s %-12s %8.0f records/s  %d in all", src.Name, src.Protocol, src.State, v.rate["source "+src.Name], src.Records)
 	}
 	for _, p := range s.Pipelines {
 		line("pipeline     %-12s %-12s %s", p.Name, p.State, p.Detail)
@@ -43,13 +48,13 @@ func (v *demoView) show(w io.Writer, live bool, s control.Status, rows []string)
 		}
 	}
 	for _, d := range s.Destinations {
-		line("destination  %s  %s  breaker %s  %.0f records/s", d.Name, d.State, d.Breaker.State, out)
+		line("destination  %-38s %s  breaker %s  %4.0f records/s, %d delivered", d.Name, d.State, d.Breaker.State, v.rate[d.Name], d.Ledger.Delivered)
 		line("  spool      %d records waiting, %s on disk, encrypted", d.Queue.Records, size(d.BytesOnDisk))
 	}
 	line("ledger       read %d = delivered %d + waiting %d + filtered %d + dead-lettered %d   balanced %v",
 		l.Read, l.Delivered, l.Waiting, l.Filtered, l.DeadLettered, l.Balanced)
 	line("")
-	line("last rows in the table")
+	line("last rows in the tables")
 	for _, r := range rows {
 		line("  %s", r[:min(len(r), 150)])
 	}
@@ -57,14 +62,22 @@ func (v *demoView) show(w io.Writer, live bool, s control.Status, rows []string)
 	_, _ = io.WriteString(w, b.String())
 }
 
-// rates returns records a second since the last call.
-func (v *demoView) rates(now time.Time, l control.Ledger) (in, out float64) {
-	if !v.at.IsZero() {
-		d := now.Sub(v.at).Seconds()
-		in, out = float64(l.Read-v.read)/d, float64(l.Delivered-v.delivered)/d
+// measure takes the rates since the last call, in records a second.
+func (v *demoView) measure(now time.Time, s control.Status) {
+	seen := map[string]uint64{rateIn: s.Ledger.Read, rateOut: s.Ledger.Delivered}
+	for _, src := range s.Sources {
+		seen["source "+src.Name] = src.Records
 	}
-	v.at, v.read, v.delivered = now, l.Read, l.Delivered
-	return in, out
+	for _, d := range s.Destinations {
+		seen[d.Name] = d.Ledger.Delivered
+	}
+	v.rate = map[string]float64{}
+	if !v.at.IsZero() {
+		for name, n := range seen {
+			v.rate[name] = float64(n-v.seen[name]) / now.Sub(v.at).Seconds()
+		}
+	}
+	v.at, v.seen = now, seen
 }
 
 func perCall(m control.ModuleInUse) float64 {
@@ -74,24 +87,37 @@ func perCall(m control.ModuleInUse) float64 {
 	return m.Seconds / float64(m.Calls) * 1e6
 }
 
-// lastRows returns the last n rows of the demo's table, oldest first.
+// lastRows returns the last n rows of each of the demo's tables, oldest first.
 func lastRows(dir string, n int) []string {
-	f, err := os.Open(filepath.Join(dir, "tables", "mqtt.scada_data.mqtt_events_bronze.ndjson"))
+	paths, err := filepath.Glob(filepath.Join(dir, "tables", "*.ndjson"))
 	if err != nil {
-		return nil // nothing was delivered yet
+		return nil // the pattern is a constant: only the folder's name can be odd
 	}
-	defer func() { _ = f.Close() }()
-	const tail = 8 << 10
-	end, err := f.Seek(0, io.SeekEnd)
+	var rows []string
+	for _, path := range paths {
+		rows = append(rows, tail(path, n)...)
+	}
+	return rows
+}
+
+// tail returns the last n lines of a file that is being written, or none.
+func tail(path string, n int) []string {
+	f, err := os.Open(path)
 	if err != nil {
 		return nil
 	}
-	b := make([]byte, min(tail, end))
-	if _, err := f.ReadAt(b, end-int64(len(b))); err != nil && err != io.EOF {
+	defer func() { _ = f.Close() }()
+	const enough = 8 << 10
+	end, err := f.Seek(0, io.SeekEnd)
+	if err != nil || end == 0 {
+		return nil
+	}
+	b := make([]byte, min(enough, end))
+	if _, err := f.ReadAt(b, end-int64(len(b))); err != nil && !errors.Is(err, io.EOF) {
 		return nil
 	}
 	lines := strings.Split(strings.TrimRight(string(b), "\n"), "\n")
-	if len(lines) > 1 && end > tail {
+	if len(lines) > 1 && end > enough {
 		lines = lines[1:] // begins in the middle
 	}
 	return lines[max(0, len(lines)-n):]
