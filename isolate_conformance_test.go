@@ -121,22 +121,22 @@ func TestSmokeWorkerKilled(t *testing.T) {
 	}()
 	const kills = 5
 	for range kills {
-		before := len(counters(t, dir)["Counter0"])
-		awaitFor(t, "more values", func() bool { return len(counters(t, dir)["Counter0"]) > before+10 })
+		before := len(countersOf(t, dir)["Counter0"])
+		awaitFor(t, "more values", func() bool { return len(countersOf(t, dir)["Counter0"]) > before+10 })
 		for _, pid := range workers(t) {
 			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 				t.Fatal(err)
 			}
 		}
 	}
-	before := len(counters(t, dir)["Counter0"])
-	awaitFor(t, "more values", func() bool { return len(counters(t, dir)["Counter0"]) > before+10 })
+	before := len(countersOf(t, dir)["Counter0"])
+	awaitFor(t, "more values", func() bool { return len(countersOf(t, dir)["Counter0"]) > before+10 })
 	last := freeze()
 	lost, twice := 0, 0
 	for i := range 10 {
 		name := fmt.Sprintf("Counter%d", i)
-		awaitFor(t, "the last value of "+name, func() bool { return counters(t, dir)[name][last] > 0 })
-		seen := counters(t, dir)[name]
+		awaitFor(t, "the last value of "+name, func() bool { return countersOf(t, dir)[name][last] > 0 })
+		seen := countersOf(t, dir)[name]
 		first := last
 		for n, times := range seen {
 			first, twice = min(first, n), twice+times-1
@@ -153,8 +153,8 @@ func TestSmokeWorkerKilled(t *testing.T) {
 	}
 }
 
-// counters returns how often each value of each counter stands in the files.
-func counters(t *testing.T, dir string) map[string]map[int]int {
+// countersOf returns how often each value of each counter stands in the files.
+func countersOf(t *testing.T, dir string) map[string]map[int]int {
 	t.Helper()
 	out := map[string]map[int]int{}
 	files, err := filepath.Glob(filepath.Join(dir, "rows", "*"))
