@@ -19,6 +19,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -78,14 +79,24 @@ func (p *process) signal(sig syscall.Signal) {
 	p.done <- err
 }
 
+// nextPort is the next port to try. It stays below the range from which the
+// system takes the ports of outgoing connections: one of those may be taken again
+// before the peer that it is for has bound it.
+var nextPort atomic.Int32
+
 func freePort(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for range 10000 {
+		addr := fmt.Sprintf("127.0.0.1:%d", 20000+(int(nextPort.Add(1))+os.Getpid()*37)%12000)
+		l, err := net.Listen("tcp", addr)
+		if err != nil {
+			continue // somebody has it
+		}
+		_ = l.Close()
+		return addr
 	}
-	defer l.Close()
-	return l.Addr().String()
+	t.Fatal("no port is free")
+	return ""
 }
 
 func port(addr string) string { _, p, _ := net.SplitHostPort(addr); return p }
@@ -157,6 +168,12 @@ func (s *site) startEmulator() {
 func (s *site) startGateway() {
 	s.t.Helper()
 	s.gateway = startProcess(s.t, s.log, []string{"E2E_ID=e2e-client", "E2E_SECRET=" + e2eSecret}, s.binary, "serve", "--config", filepath.Join(s.dir, "connector.yaml"))
+	s.t.Cleanup(func() {
+		if s.t.Failed() {
+			s.gateway.signal(syscall.SIGKILL) // its log is whole then
+			s.t.Logf("log of the gateway:\n%s", s.log)
+		}
+	})
 	waitFor(s.t, "the source to connect", func() bool {
 		h, err := s.healthNow()
 		return err == nil && h.Sources["plant"] == "connected"
