@@ -1,7 +1,6 @@
 package modbus
 
 import (
-	"container/heap"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -211,7 +210,7 @@ func (b *bus) run() {
 			continue
 		}
 		now := time.Now()
-		if wait := t.group.next.Sub(now); wait > 0 {
+		if wait := t.at.Sub(now); wait > 0 {
 			b.knockAll()
 			b.sleep(wait)
 			continue
@@ -220,7 +219,7 @@ func (b *bus) run() {
 			b.knockAll()
 		}
 		b.tick(t.member, t.group, now)
-		heap.Fix(&b.schedule, 0)
+		b.schedule.settle()
 	}
 }
 
@@ -236,16 +235,16 @@ func (b *bus) knockAll() {
 
 // next returns the group with the earliest deadline; ok is false when there is
 // none. A new member's groups are due at once.
-func (b *bus) next() (t due, ok bool) {
+func (b *bus) next() (t *due, ok bool) {
 	if b.changed.Swap(false) {
 		b.buses.mu.Lock()
 		b.schedule = newSchedule(b.members)
 		b.buses.mu.Unlock()
 	}
 	if len(b.schedule) == 0 {
-		return due{}, false
+		return nil, false
 	}
-	return b.schedule[0], true
+	return &b.schedule[0], true
 }
 
 // sleep waits for d, or until the members change.
