@@ -17,7 +17,7 @@ CONFORMANCE := $(patsubst conformance/install-%.sh,%,$(wildcard conformance/inst
 
 export CGO_ENABLED ?= 0
 
-.PHONY: build demo test check lint vet generated race conformance conformance-smoke bench bench-sources clean
+.PHONY: build demo test check lint vet generated spectest race conformance conformance-smoke bench bench-wasm bench-sources clean
 
 build: ## one static binary
 	$(GO) build $(GOFLAGS) -ldflags '$(LDFLAGS)' -o bin/edgehost .
@@ -28,7 +28,7 @@ demo: build ## a simulated plant, end to end, in a temporary folder
 test: ## everything that needs nothing but Go
 	$(GO) test $(GOFLAGS) -timeout 5m ./...
 
-check: lint vet generated race ## what a change must pass
+check: lint vet generated spectest race ## what a change must pass
 
 lint: $(GOLANGCI)
 	$(GOLANGCI) run ./...
@@ -47,6 +47,9 @@ generated: ## go.mod is tidy and every generated file is what its source makes
 	$(GO) generate ./...
 	git diff --exit-code
 
+spectest: ## the WebAssembly specification's test suite, plain against metered
+	$(GO) test $(GOFLAGS) -tags spectest -run Spec ./host/sandbox/meter
+
 race:
 	conformance/ensure.sh gcc
 	CGO_ENABLED=1 $(GO) test $(GOFLAGS) -race -timeout 15m ./...
@@ -63,11 +66,16 @@ conformance-%: build
 	conformance/install-$*.sh
 	$(GO) test $(GOFLAGS) -tags conformance -count=1 -timeout 60m -v $$(cat conformance/$*.packages)
 
-bench: ## JSON lines; exits 1 when a gate fails
-	@echo 'no benchmark yet has a gate' && exit 1
+bench: bench-wasm ## JSON lines; exits 1 when a gate fails
+
+bench-wasm: ## the sandbox beside native Go, Extism and go-plugin
+	conformance/install-wasm.sh
+	cd bench/wasm && $(GO) run $(GOFLAGS) .
 
 bench-sources: ## sources against bare libraries and C clients; needs the peers of conformance
 	conformance/install-modbus.sh
+	conformance/install-mqtt.sh
+	conformance/install-opcua.sh
 	$(GO) run $(GOFLAGS) ./bench/sources
 
 clean:

@@ -172,8 +172,7 @@ func (g *gateway) source(s *sourceConfig, hostID string) (host.SourceConfig, err
 
 // opcuaSource makes a source in this process or in one of its own.
 func (g *gateway) opcuaSource(s *sourceConfig, st *sources.Status, log *slog.Logger) (sources.Source, error) {
-	job := opcuaJob{Name: s.Name, Endpoint: s.Endpoint, Tags: s.Tags, Config: *s.OPCUA, Dir: filepath.Join(g.cfg.StateDir, "certs", "opcua"),
-		StaleAfter: time.Duration(s.StaleAfterSeconds * float64(time.Second))}
+	job := g.cfg.opcuaJob(s)
 	resume := func() []byte { return g.Resume(s.Name) }
 	if !s.isolated() {
 		return job.source(log, st, resume)
@@ -189,11 +188,8 @@ func hostPipeline(p pipelinePlan) host.PipelineConfig {
 	out := host.PipelineConfig{Name: p.Name, Sources: p.Sources, Bypass: p.Bypass, Targets: map[string]string{},
 		Target: p.Target.String(), Outputs: map[string]string{}}
 	for _, m := range p.Modules {
-		l := m.Limits
 		out.Modules = append(out.Modules, host.ModuleConfig{Name: m.Name, Config: m.Config, OnFault: m.OnFault,
-			Tick: time.Duration(m.TickSeconds * float64(time.Second)), Limits: sandbox.Limits{
-				MemoryPages: uint32(l.MemoryMB) * 16, Fuel: l.Fuel, FuelPerRow: l.FuelPerRow, LogBytes: l.LogBytesPerSec, RowsOutFactor: l.RowsOutPerRowIn,
-				Deadline: time.Duration(l.DeadlineMS) * time.Millisecond, InitDeadline: time.Duration(l.InitDeadlineMS) * time.Millisecond}})
+			Tick: time.Duration(m.TickSeconds * float64(time.Second)), Limits: m.Limits.sandbox()})
 	}
 	for name, t := range p.Targets {
 		out.Targets[name] = t.String()
@@ -202,6 +198,13 @@ func hostPipeline(p pipelinePlan) host.PipelineConfig {
 		out.Outputs[name] = t.String()
 	}
 	return out
+}
+
+// sandbox returns the limits in the sandbox's terms; what is 0 stays its default.
+func (l limitsConfig) sandbox() sandbox.Limits {
+	return sandbox.Limits{MemoryPages: uint32(l.MemoryMB) * 16, Fuel: l.Fuel, FuelPerRow: l.FuelPerRow, LogBytes: l.LogBytesPerSec,
+		RowsOutFactor: l.RowsOutPerRowIn, Deadline: time.Duration(l.DeadlineMS) * time.Millisecond,
+		InitDeadline: time.Duration(l.InitDeadlineMS) * time.Millisecond}
 }
 
 // destination makes the delivery to one table.

@@ -101,7 +101,7 @@ func newApp(open openHost, stdin io.Reader, stdout, stderr io.Writer) *cli.App {
 		DisableSliceFlagSeparator: true,
 		Commands: []*cli.Command{
 			serveCommand(open), demoCommand(), statusCommand(), moduleCommand(), spoolCommand(), deadLetterCommand(), breakerCommand(),
-			configCommand(), sourceCommand(), modbusCommand(), healthcheckCommand(), emulatorCommand(), versionCommand(),
+			configCommand(), sourceCommand(), opcuaCommand(), modbusCommand(), healthcheckCommand(), emulatorCommand(), versionCommand(),
 			sourceWorkerCommand(),
 		},
 		ExitErrHandler:        func(*cli.Context, error) {},

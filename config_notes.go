@@ -21,7 +21,6 @@ func (c *config) NotInForce() []string {
 		{"backpressure.disk_spool.enabled", "false has no effect: records are always on disk before they are acknowledged", !b.DiskSpool.Enabled},
 		{"backpressure.disk_spool.encryption", "false has no effect: the spool is always encrypted", !b.DiskSpool.Encryption},
 		{"backpressure.memory_queue.drop_policy", "no effect: what is in memory is never dropped, the device waits", b.MemoryQueue.DropPolicy != dropReject},
-		{"backpressure.disk_spool.max_size_mb", "no effect yet: the queues grow until the disk is full, and then the devices wait", true},
 		{"backpressure.disk_spool.drop_policy", "no effect yet: nothing is dropped, the devices wait", b.DiskSpool.DropPolicy != dropReject},
 		{"security.certificates.auto_rotation", "false has no effect: certificates that edgehost made itself are renewed, all others never", !c.Security.Certificates.AutoRotation},
 		{"security.network.required_outbound", "no effect: nothing is enforced", true},

@@ -24,7 +24,7 @@ func deadLetterCommand() *cli.Command {
 	all := func() cli.Flag { return &cli.BoolFlag{Name: "all", Usage: "every entry"} }
 	return &cli.Command{
 		Name:  "dlq",
-		Usage: "list, show, replay and purge the dead-letter queue of a running host",
+		Usage: "list, show, reproduce, replay and purge the dead-letter queue of a running host",
 		Subcommands: []*cli.Command{
 			{
 				Name:        "list",
@@ -43,6 +43,7 @@ func deadLetterCommand() *cli.Command {
 				Flags:       hostFlags(),
 				Action:      withHost(deadLetterShow),
 			},
+			deadLetterReproCommand(),
 			{
 				Name:      "replay",
 				Usage:     "send entries back to where they came from",
@@ -112,7 +113,7 @@ func deadLetterShow(c *cli.Context, host *control.Client) error {
 	}
 	return show(c, d, func(w io.Writer) {
 		rows := [][]string{{"id", d.ID}, {"time", stamp(d.Time)}, {"reason", d.Reason}, {"error", d.Error}}
-		for _, row := range [][]string{{"pipeline", d.Pipeline}, {"module", d.Module}, {"destination", d.Destination}} {
+		for _, row := range [][]string{{"pipeline", d.Pipeline}, {"module", d.Module}, {"revision", d.Revision}, {"destination", d.Destination}} {
 			if row[1] != "" {
 				rows = append(rows, row)
 			}

@@ -33,6 +33,11 @@ func newFakeHost() *fakeHost {
 		{ID: "17", Time: someday, Reason: "schema", Error: "column value: not a number", Source: "s1", Address: "a/b",
 			Destination: "c.s.t", EventTime: someday, Bytes: 80, Record: json.RawMessage(`{"value":"x"}`)},
 		{ID: "18", Time: someday, Reason: "rejected", Error: "out of\nrange\x1b[31m", Source: "s1", Address: "a/c", Pipeline: "line1", Module: "scale"},
+		{ID: "19", Time: someday, Reason: "module_trap", Error: "module poison (revision 0011): trap: wasm error: unreachable in .$3(i32) i32",
+			Source: "s1", Address: "a/trap", Pipeline: "line1", Module: "poison", Revision: "00112233445566778899",
+			Record: json.RawMessage(`{"source":"s1","address":"a/trap","protocol":"mqtt","kind":"float64","value":1.5}`)},
+		{ID: "20", Time: someday, Reason: "rejected", Error: "not wanted here", Source: "s1", Address: "a/reject", Pipeline: "line1", Module: "poison",
+			Record: json.RawMessage(`{"source":"s1","address":"a/reject","protocol":"mqtt","kind":"float64","value":1.5}`)},
 	}, status: control.Status{
 		Version: "v9", StartedAt: someday, UptimeSeconds: 3600.5, Status: control.Healthy, Ready: true,
 		Sources: []control.SourceStatus{

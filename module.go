@@ -18,7 +18,7 @@ func moduleCommand() *cli.Command {
 		Name:  "module",
 		Usage: "make, test and inspect modules; upload, list and roll back those of a running host",
 		Subcommands: []*cli.Command{
-			moduleTestCommand(), moduleBenchCommand(), moduleInspectCommand(),
+			moduleNewCommand(), moduleTestCommand(), moduleBenchCommand(), moduleInspectCommand(),
 			{
 				Name:      "push",
 				Usage:     "upload a module and put it in force",
@@ -91,6 +91,21 @@ func modulePush(c *cli.Context, host *control.Client) error {
 // readModule reads a file or standard input and refuses what cannot be a module
 // before it is sent.
 func readModule(c *cli.Context, path string) ([]byte, error) {
+	wasm, err := readWasm(c, path)
+	switch {
+	case err != nil:
+		return nil, err
+	case len(wasm) > control.MaxModule:
+		return nil, fmt.Errorf("%s is larger than %d MiB; build it without debug information", path, control.MaxModule>>20)
+	case !strings.HasPrefix(string(wasm), "\x00asm"):
+		return nil, fmt.Errorf("%s is not a WebAssembly module: it does not begin with \\0asm", path)
+	}
+	return wasm, nil
+}
+
+// readWasm reads a file or standard input, as far as one byte beyond the largest
+// module.
+func readWasm(c *cli.Context, path string) ([]byte, error) {
 	in := c.App.Reader
 	if path != "-" {
 		f, err := os.Open(path)
@@ -103,12 +118,6 @@ func readModule(c *cli.Context, path string) ([]byte, error) {
 	wasm, err := io.ReadAll(io.LimitReader(in, control.MaxModule+1))
 	if err != nil {
 		return nil, fmt.Errorf("read module: %w", err)
-	}
-	switch {
-	case len(wasm) > control.MaxModule:
-		return nil, fmt.Errorf("%s is larger than %d MiB; build it without debug information", path, control.MaxModule>>20)
-	case !strings.HasPrefix(string(wasm), "\x00asm"):
-		return nil, fmt.Errorf("%s is not a WebAssembly module: it does not begin with \\0asm", path)
 	}
 	return wasm, nil
 }

@@ -79,7 +79,7 @@ func moduleInspect(c *cli.Context) (err error) {
 		return err
 	}
 	path := c.Args().First()
-	wasm, err := readModule(c, path)
+	wasm, err := readWasm(c, path)
 	if err != nil {
 		return err
 	}
@@ -155,7 +155,7 @@ func featureOf(name string) string {
 }
 
 func printInspection(w io.Writer, r *inspectReport) {
-	most := strconv.Itoa(int(r.MemoryMaxPages))
+	most := fmt.Sprintf("grows to %d at most", r.MemoryMaxPages)
 	if r.MemoryMaxPages >= 1<<16 {
 		most = "no maximum of its own"
 	}

@@ -139,11 +139,11 @@ func moduleTest(c *cli.Context) (err error) {
 	if err := printTrial(c, r); err != nil {
 		return err
 	}
-	return errors.Join(ended, verdict(&r))
+	return errors.Join(ended, trialError(&r))
 }
 
-// verdict is why a trial that ran is not what its author wants.
-func verdict(r *trialReport) error {
+// trialError is why a trial that ran is not what its author wants.
+func trialError(r *trialReport) error {
 	var errs []error
 	if n := len(r.Faults); n > 0 {
 		errs = append(errs, fmt.Errorf("the module failed at %d records or ticks", n))

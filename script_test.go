@@ -40,14 +40,15 @@ func TestMain(m *testing.M) {
 // METRICS to where a host says in its log that it listens, and "code N" holds
 // the command that follows to an exit code.
 func TestScript(t *testing.T) {
-	examples, err := filepath.Abs("examples")
+	root, err := filepath.Abs(".")
 	if err != nil {
 		t.Fatal(err)
 	}
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script",
 		Setup: func(e *testscript.Env) error {
-			e.Setenv("EXAMPLES", examples)
+			e.Setenv("EXAMPLES", filepath.Join(root, "examples"))
+			e.Setenv("MODULES", filepath.Join(root, "host", "testdata"))
 			for _, name := range []string{"KEY1", "KEY2"} {
 				key := make([]byte, 32)
 				if _, err := rand.Read(key); err != nil {
@@ -57,7 +58,7 @@ func TestScript(t *testing.T) {
 			}
 			var errs []error
 			for name, wasm := range map[string]string{
-				"one.wasm": "\x00asm\x01\x00\x00\x00 module", "two.wasm": "\x00asm\x01\x00\x00\x00 MODULE", "short.wasm": "\x00asm\x01",
+				"one.wasm": "\x00asm\x01\x00\x00\x00 module", "two.wasm": "\x00asm\x01\x00\x00\x00 MODULE", "short.wasm": "\x00asm\x01", "empty.wasm": "\x00asm\x01\x00\x00\x00",
 			} {
 				errs = append(errs, os.WriteFile(filepath.Join(e.WorkDir, name), []byte(wasm), 0o600))
 			}

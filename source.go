@@ -17,8 +17,9 @@ import (
 func sourceCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "source",
-		Usage: "look at the sources of a running host, pause them, and import tags",
+		Usage: "look at the sources of a running host, pause them, try one, and import tags",
 		Subcommands: []*cli.Command{
+			sourceTestCommand(),
 			{
 				Name:        "list",
 				Usage:       "show every source with its state and its counters",

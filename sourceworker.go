@@ -51,7 +51,7 @@ type opcuaJob struct {
 	StaleAfter time.Duration
 }
 
-func (j opcuaJob) source(log *slog.Logger, st *sources.Status, resume func() []byte) (sources.Source, error) {
+func (j opcuaJob) source(log *slog.Logger, st *sources.Status, resume func() []byte) (*opcua.Source, error) {
 	return opcua.New(j.Name, j.Endpoint, j.Tags, j.Config, opcua.Deps{Logger: log, Status: st, Resume: resume, Dir: j.Dir, StaleAfter: j.StaleAfter})
 }
 

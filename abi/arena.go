@@ -183,7 +183,7 @@ func (a *Arena) put(s string) Ref {
 
 // write finds s in this batch by what it says, or writes it.
 func (a *Arena) write(s string) Ref {
-	at := &a.slots[hash(s)%dedupSlots]
+	at := &a.slots[hash(unsafe.Slice(unsafe.StringData(s), len(s)))%dedupSlots]
 	if at.gen == a.gen && at.n == uint32(len(s)) && string(a.image[at.off:at.off+at.n]) == s {
 		return MakeRef(a.base+at.off, at.n)
 	}
@@ -268,26 +268,20 @@ func sameText(x, y string) bool {
 }
 
 // hash spreads short strings over the slots. A collision only costs a copy.
-func hash[T string | []byte](s T) uint64 {
+func hash(s []byte) uint64 {
 	const k0, k1 = 0x9E3779B97F4A7C15, 0xD1B54A32D192ED03
-	h := uint64(len(s)) * k0
+	le, h := binary.LittleEndian, uint64(len(s))*k0
 	if len(s) < 8 {
 		for i := range len(s) {
 			h = h<<8 ^ uint64(s[i])
 		}
 		return mix(h, k1)
 	}
-	for i := 0; i+8 < len(s); i += 8 {
-		h = mix(h^word(s, i), k1)
+	last := le.Uint64(s[len(s)-8:])
+	for ; len(s) > 8; s = s[8:] {
+		h = mix(h^le.Uint64(s), k1)
 	}
-	return mix(h^word(s, len(s)-8), k0)
-}
-
-// word is the 8 bytes at i.
-func word[T string | []byte](s T, i int) uint64 {
-	_ = s[i+7]
-	return uint64(s[i]) | uint64(s[i+1])<<8 | uint64(s[i+2])<<16 | uint64(s[i+3])<<24 |
-		uint64(s[i+4])<<32 | uint64(s[i+5])<<40 | uint64(s[i+6])<<48 | uint64(s[i+7])<<56
+	return mix(h^last, k0)
 }
 
 func mix(a, b uint64) uint64 {

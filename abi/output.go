@@ -15,6 +15,7 @@ const (
 	internWays  = 4    // places where one string may be
 	internSlots = 4096 // such strings
 	memoSlots   = 256  // references remembered in one batch
+	guessSlots  = 1024 // input texts whose replacement is remembered
 	attrChunk   = 256  // attributes allocated at a time
 )
 
@@ -80,6 +81,7 @@ type decoder struct {
 	interned [internSlots / internWays][internWays]string
 	texts    [memoSlots]textMemo
 	arrays   [memoSlots]attrsMemo
+	guesses  [guessSlots]string
 	chunk    []Attr
 	named    []uint64 // a bit for each input row that an output row has named
 }
@@ -141,7 +143,8 @@ func (a *Arena) decode(lim *OutputLimits, out *Outputs) error {
 	if !ok {
 		return fmt.Errorf("%w: %d rows at out_rows %#x reach outside the memory", ErrBadOutput, n, at)
 	}
-	a.named = append(a.named[:0], make([]uint64, (len(a.in)+63)/64)...)
+	a.named = slices.Grow(a.named[:0], (len(a.in)+63)/64)[:(len(a.in)+63)/64]
+	clear(a.named)
 	out.Out = slices.Grow(out.Out, int(n))
 	for i := range int(n) {
 		row := (*[RowSize]byte)(rows[i*RowSize:])
@@ -218,7 +221,7 @@ func (a *Arena) changed(row, was *[RowSize]byte, rec *Record, index int, lim *Ou
 		}
 	}
 	if ref := le.Uint64(row[RowAddress:]); ref != le.Uint64(was[RowAddress:]) {
-		if r.Address, err = a.text(Ref(ref)); err != nil {
+		if r.Address, err = a.replaced(Ref(ref), Ref(le.Uint64(was[RowAddress:]))); err != nil {
 			return fmt.Errorf("address: %w", err)
 		}
 	}
@@ -352,6 +355,23 @@ func (a *Arena) text(ref Ref) (string, error) {
 	}
 	*memo = textMemo{a.gen, ref, s}
 	return s, nil
+}
+
+// replaced is text for a reference that stands where the host wrote was. A module
+// that renames makes the same of the same, so the last replacement of was is compared
+// before the text is looked up.
+func (a *Arena) replaced(ref, was Ref) (string, error) {
+	guess := &a.guesses[uint32(was)*0x9E3779B1>>22]
+	if n := len(*guess); n > 0 && n == int(ref.Len()) {
+		if b, ok := a.span(uint64(ref.Ptr()), uint64(n)); ok && *guess == string(b) {
+			return *guess, a.spend(int64(n))
+		}
+	}
+	s, err := a.text(ref)
+	if err == nil && len(s) <= internMax {
+		*guess = s
+	}
+	return s, err
 }
 
 // intern copies b, or finds a copy from this batch or an earlier one.

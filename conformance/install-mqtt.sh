@@ -1,4 +1,8 @@
 #!/usr/bin/env bash
-# The MQTT peers: the broker and the clients of Eclipse Mosquitto.
+# The MQTT peers: the broker and the clients of Eclipse Mosquitto, and an MQTT
+# client and a Sparkplug B encoder of npm (into a folder that git ignores).
 set -euo pipefail
-"$(dirname "$0")/ensure.sh" mosquitto mosquitto-clients
+cd "$(dirname "$0")/.."
+command -v npm >/dev/null || conformance/ensure.sh nodejs npm
+conformance/ensure.sh mosquitto mosquitto-clients
+npm install --prefix sources/mqtt/testdata --no-audit --no-fund --no-package-lock --loglevel=error

@@ -194,7 +194,11 @@ func (c *chain) tick(ctx context.Context, b *abi.Batch, at int) (passed, error) 
 	if err != nil {
 		return passed{}, c.ended(err)
 	}
-	return c.pass(ctx, b, c.collect(&p, st, nil, res), at+1, p)
+	rows, err := c.collect(&p, st, nil, res)
+	if err != nil {
+		return passed{}, c.ended(err)
+	}
+	return c.pass(ctx, b, rows, at+1, p)
 }
 
 // pass sends rows through the stages from one on and adds what becomes of them
@@ -218,7 +222,9 @@ func (c *chain) pass(ctx context.Context, b *abi.Batch, rows []row, from int, p 
 		if err != nil {
 			return passed{}, c.ended(err)
 		}
-		rows = c.collect(&p, st, rows, res)
+		if rows, err = c.collect(&p, st, rows, res); err != nil {
+			return passed{}, c.ended(err)
+		}
 	}
 	p.rows = append(p.rows, rows...)
 	p.withhold()
@@ -233,8 +239,9 @@ func (c *chain) ended(err error) error {
 }
 
 // collect sorts the result of one call: side outputs and rejects go to p, the
-// default output is returned.
-func (c *chain) collect(p *passed, st *stage, rows []row, res *sandbox.Result) []row {
+// default output is returned. The error is a fault when the module wants to
+// remember too much.
+func (c *chain) collect(p *passed, st *stage, rows []row, res *sandbox.Result) ([]row, error) {
 	next := make([]row, 0, len(res.Out))
 	for _, o := range res.Out {
 		r := row{origin: -1, handle: o.Handle, rec: o.Record}
@@ -253,8 +260,12 @@ func (c *chain) collect(p *passed, st *stage, rows []row, res *sandbox.Result) [
 	for _, m := range res.Metrics {
 		p.metrics = append(p.metrics, stageMetric{st, m})
 	}
-	c.memo.note(st.cfg.Name, res.KV)
-	return next
+	fits, err := c.memo.note(st.cfg.Name, res.KV)
+	if err == nil && !fits {
+		err = &sandbox.Fault{Class: sandbox.ClassMemory, Module: st.cfg.Name, Revision: st.now.digest,
+			Message: fmt.Sprintf("the module remembers more than %d bytes of one source: delete keys or let them expire", memoQuota)}
+	}
+	return next, err
 }
 
 // reject notes the first reason for a row's input, or for the row itself when it

@@ -73,6 +73,7 @@ type committer struct {
 // run commits what arrives until in is closed, collecting what is there while a
 // commit is in flight, so that a slow disk makes larger groups and not a queue.
 func (c *committer) run(ctx context.Context, in <-chan *effect) {
+	var failed error // once a batch was given back, those behind it are too: order holds
 	for e := range in {
 		group, n := []*effect{e}, len(e.outputs)
 	collect:
@@ -87,10 +88,12 @@ func (c *committer) run(ctx context.Context, in <-chan *effect) {
 				break collect
 			}
 		}
-		err := c.retry(ctx, group)
+		if failed == nil {
+			failed = c.retry(ctx, group)
+		}
 		for _, e := range group {
 			if e.done != nil {
-				e.done(err)
+				e.done(failed)
 			}
 		}
 	}
@@ -130,6 +133,9 @@ func (c *committer) getProblem() string {
 
 // commit makes one attempt: dead letters, frames, commit record, then the books.
 func (c *committer) commit(ctx context.Context, group []*effect) error {
+	if err := c.h.roomFor(group); err != nil {
+		return err
+	}
 	owner := spool.Owner{ID: c.id, Seq: group[len(group)-1].seq}
 	var letters []spool.Letter
 	for _, e := range group {
@@ -153,6 +159,34 @@ func (c *committer) commit(ctx context.Context, group []*effect) error {
 		}
 	}
 	return err
+}
+
+// roomFor holds the queues to the cap of the spool: what would go beyond it is
+// not committed, so the devices wait and nothing is lost. Batches that append
+// nothing are always committed; those that drain the held queue are too, since
+// they make room.
+func (h *Host) roomFor(group []*effect) error {
+	if h.cfg.Spooled.Cap == 0 {
+		return nil
+	}
+	grows := false
+	for _, e := range group {
+		grows = grows || e.hold != nil || (len(e.outputs) > 0 && e.heldHead == 0)
+	}
+	if !grows {
+		return nil
+	}
+	var used uint64
+	for _, d := range h.destinations {
+		used += d.queue.Stat().DiskBytes
+	}
+	for _, p := range h.pipelines {
+		used += p.held.Stat().DiskBytes
+	}
+	if used >= h.cfg.Spooled.Cap {
+		return fmt.Errorf("the spool is full: %d of %d bytes; the sources wait until destinations take records: mend what holds them, or raise backpressure.disk_spool.max_size_mb", used, h.cfg.Spooled.Cap)
+	}
+	return nil
 }
 
 // appendFrames appends the group's frames to every queue and waits for all of

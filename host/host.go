@@ -46,7 +46,8 @@ type Config struct {
 	MemoryRecords int
 	// LetterCap is the size of the dead-letter queue in bytes, for the status.
 	LetterCap uint64
-	// Spooled says what the status shows of the spool's configuration.
+	// Spooled is what the status shows of the spool's configuration. Its Cap bounds
+	// the files of all queues, in bytes; 0 is no bound.
 	Spooled control.SpoolStatus
 	// NotInForce lists configuration keys that have no effect yet.
 	NotInForce []string

@@ -2,6 +2,7 @@ package host
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"slices"
 	"strings"
@@ -84,6 +85,11 @@ func TestRejectFilterAndPoison(t *testing.T) {
 	reasons := map[string]string{}
 	for _, l := range letters {
 		reasons[l.Address] = l.Reason + ": " + l.Error
+	}
+	for _, l := range letters {
+		if l.Module != "poison" || len(l.Revision) != 64 {
+			t.Errorf("dead letter %s names module %q, revision %q", l.ID, l.Module, l.Revision)
+		}
 	}
 	if len(letters) != 2 || reasons["x/reject"] != "rejected: not wanted here" || !strings.HasPrefix(reasons["x/trap"], "module_trap: ") {
 		t.Fatalf("dead letters: %v", reasons)
@@ -499,4 +505,51 @@ func TestProbingDeadLettersNothing(t *testing.T) {
 	r.push("m", "stamp1")
 	r.main.wait(t, int(held))
 	r.balanced(control.Ledger{Read: 40, Delivered: held, DeadLettered: dead})
+}
+
+// TestFullSpool: at its cap the spool takes nothing more and loses nothing; the
+// source waits, the status says why, and it goes on when records are delivered.
+func TestFullSpool(t *testing.T) {
+	r := newRig(t)
+	r.cap = 3 << 20
+	r.main.setDown(true)
+	r.start()
+	n := 0
+	for full := false; !full; n++ {
+		batch := recs("a", n*20, 20)
+		for i := range batch {
+			noise := make([]byte, 8<<10)
+			if _, err := rand.Read(noise); err != nil {
+				t.Fatal(err)
+			}
+			batch[i].Attrs = []abi.Attr{{Key: "x", Value: abi.Bytes(noise)}}
+		}
+		r.feed.send(t, batch...)
+		select {
+		case d := <-r.feed.done:
+			r.must(d.err)
+		case <-time.After(300 * time.Millisecond):
+			full = true
+		}
+		if n > 100 {
+			t.Fatal("the cap is not obeyed")
+		}
+	}
+	s := r.until("unhealthy", func(s control.Status) bool { return s.Status == control.Unhealthy })
+	if !strings.Contains(s.Spool.Error, "the spool is full") || !s.Ledger.Balanced {
+		t.Fatalf("status %v, ledger %+v", s.Reasons, s.Ledger)
+	}
+	r.stop() // the last batch is given back, as a device would see it
+	if err := r.feed.settled(t); err == nil {
+		t.Fatal("done(nil) for what was not kept")
+	}
+	r.main.setDown(false)
+	r.cap = 64 << 20
+	r.start()
+	r.main.wait(t, (n-1)*20)
+	r.must(r.feed.give(t, recs("a", (n-1)*20, 20)...))
+	if got := values(r.main.wait(t, n*20)); !slices.Equal(got, numbers(0, n*20)) {
+		t.Fatal("records are missing or out of order")
+	}
+	r.balanced(control.Ledger{Read: uint64(n * 20), Delivered: uint64(n * 20)})
 }

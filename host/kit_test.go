@@ -231,6 +231,7 @@ type rig struct {
 	key   string
 	// letterBytes bounds the dead-letter queue; 0 is its default.
 	letterBytes int64
+	cap         uint64 // of the spool; 0 is none
 }
 
 const (
@@ -271,10 +272,10 @@ func (r *rig) start() *rig {
 			MaxBatch: 100, MaxWait: time.Second, Retain: time.Hour}
 	}
 	r.host, err = New(r.t.Context(), Config{Version: "test", Spool: r.sp, Modules: reg, Sandbox: r.box, Logger: log,
-		Sources:       []SourceConfig{{Name: "s1", Protocol: "mqtt", Source: r.feed, Status: sources.NewStatus("s1", "mqtt")}},
-		Pipelines:     []PipelineConfig{r.cfg},
-		Destinations:  []DestinationConfig{dest(mainTable, r.main), dest(otherTable, r.other)},
-		MemoryRecords: 10000, Grace: time.Second})
+		Sources:      []SourceConfig{{Name: "s1", Protocol: "mqtt", Source: r.feed, Status: sources.NewStatus("s1", "mqtt")}},
+		Pipelines:    []PipelineConfig{r.cfg},
+		Destinations: []DestinationConfig{dest(mainTable, r.main), dest(otherTable, r.other)},
+		Spooled:      control.SpoolStatus{Cap: r.cap}, MemoryRecords: 10000, Grace: time.Second})
 	r.must(err)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)

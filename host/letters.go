@@ -105,7 +105,7 @@ func selects(f control.DeadLetterFilter, l *spool.Letter) bool {
 
 func describeLetter(l *spool.Letter) control.DeadLetter {
 	out := control.DeadLetter{ID: strconv.FormatUint(l.ID, 10), Time: time.UnixMicro(l.Time).UTC(), Reason: l.Reason, Error: l.Error,
-		Pipeline: l.Pipeline, Module: l.Module, Destination: l.Destination, Source: l.Source, Bytes: uint64(len(l.Payload))}
+		Pipeline: l.Pipeline, Module: l.Module, Revision: l.Revision, Destination: l.Destination, Source: l.Source, Bytes: uint64(len(l.Payload))}
 	if recs, err := decodeFrame(l.Payload, 0, l.Count); err == nil && len(recs) > 0 {
 		out.Address = recs[0].Address
 		out.EventTime = time.UnixMicro(recs[0].EventTime).UTC()

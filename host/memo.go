@@ -29,6 +29,11 @@ type memo struct {
 	open   map[memoKey]memoValue
 	call   map[memoKey]memoValue
 
+	// used is the size of what each module remembers of each source, of batches
+	// that were accepted; grown is what the running call and batch add to it.
+	used                 map[memoScope]int
+	openGrown, callGrown map[memoScope]int
+
 	mu      sync.Mutex
 	cache   map[memoKey]memoValue
 	bytes   int       // of keys and values in cache
@@ -45,7 +50,13 @@ type pending struct {
 // beyond it those that are on disk are forgotten.
 const memoCacheBytes = 8 << 20
 
+// memoQuota bounds the keys and values that one module remembers of one source,
+// in bytes.
+const memoQuota = 16 << 20
+
 type memoKey struct{ module, source, key string }
+
+type memoScope struct{ module, source string }
 
 // memoValue is a value or its absence.
 type memoValue struct {
@@ -56,7 +67,8 @@ type memoValue struct {
 }
 
 func newMemo(state *spool.State, pipeline string) *memo {
-	return &memo{state: state, pipeline: pipeline, open: map[memoKey]memoValue{}, call: map[memoKey]memoValue{}, cache: map[memoKey]memoValue{}}
+	return &memo{state: state, pipeline: pipeline, open: map[memoKey]memoValue{}, call: map[memoKey]memoValue{}, cache: map[memoKey]memoValue{},
+		used: map[memoScope]int{}, openGrown: map[memoScope]int{}, callGrown: map[memoScope]int{}}
 }
 
 // view is the sandbox.KV of one module of the pipeline.
@@ -68,21 +80,25 @@ type view struct {
 // Get implements sandbox.KV.
 func (v view) Get(key string) ([]byte, bool, error) {
 	m := v.m
-	k := memoKey{v.module, m.source, key}
-	val, ok := m.call[k]
-	if !ok {
-		val, ok = m.open[k]
-	}
-	if !ok {
-		var err error
-		if val, err = m.stored(k); err != nil {
-			return nil, false, err
-		}
+	val, err := m.seen(memoKey{v.module, m.source, key})
+	if err != nil {
+		return nil, false, err
 	}
 	if val.absent || (val.expires != 0 && val.expires <= m.now) {
 		return nil, false, nil
 	}
 	return val.value, true, nil
+}
+
+// seen is a value as the running call sees it.
+func (m *memo) seen(k memoKey) (memoValue, error) {
+	if val, ok := m.call[k]; ok {
+		return val, nil
+	}
+	if val, ok := m.open[k]; ok {
+		return val, nil
+	}
+	return m.stored(k)
 }
 
 // stored reads the cache, else the disk.
@@ -93,7 +109,7 @@ func (m *memo) stored(k memoKey) (memoValue, error) {
 	if ok {
 		return val, nil
 	}
-	b, err := m.state.Get(m.space(k), k.key)
+	b, err := m.state.Get(m.space(k.scope()), k.key)
 	if err != nil {
 		return val, fmt.Errorf("read value: %w", err)
 	}
@@ -128,19 +144,61 @@ func (m *memo) put(k memoKey, val memoValue) {
 func (m *memo) begin(source string, now int64) {
 	m.source, m.now = source, now
 	clear(m.open)
-	clear(m.call)
+	clear(m.openGrown)
+	m.reset()
 }
 
 // note takes the writes of one module's call; the modules behind it in the same
-// run of the chain see them.
-func (m *memo) note(module string, writes []sandbox.KVWrite) {
+// run of the chain see them. It reports false when the module would remember
+// more than it may.
+func (m *memo) note(module string, writes []sandbox.KVWrite) (fits bool, err error) {
+	if len(writes) == 0 {
+		return true, nil
+	}
+	scope := memoScope{module, m.source}
+	used, err := m.size(scope)
+	if err != nil {
+		return false, err
+	}
 	for _, w := range writes {
+		k := memoKey{module, m.source, w.Key}
+		old, err := m.seen(k)
+		if err != nil {
+			return false, err
+		}
 		val := memoValue{value: w.Value, absent: w.Delete}
 		if w.TTL > 0 {
 			val.expires = m.now + w.TTL.Microseconds()
 		}
-		m.call[memoKey{module, m.source, w.Key}] = val
+		m.callGrown[scope] += val.size(k) - old.size(k)
+		m.call[k] = val
 	}
+	return used+m.openGrown[scope]+m.callGrown[scope] <= memoQuota, nil
+}
+
+// size is what a module remembers of a source, counted on disk at first.
+func (m *memo) size(s memoScope) (int, error) {
+	if n, ok := m.used[s]; ok {
+		return n, nil
+	}
+	n := 0
+	err := m.state.Scan(m.space(s), func(key string, b []byte) error {
+		n += len(key) + max(0, len(b)-8)
+		return nil
+	})
+	if err != nil {
+		return 0, fmt.Errorf("read state: %w", err)
+	}
+	m.used[s] = n
+	return n, nil
+}
+
+// size is what a value counts against the quota.
+func (v memoValue) size(k memoKey) int {
+	if v.absent {
+		return 0
+	}
+	return len(k.key) + len(v.value)
 }
 
 // keep ends a run of the chain that went well; reset one that did not.
@@ -148,10 +206,16 @@ func (m *memo) keep() {
 	for k, val := range m.call {
 		m.open[k] = val
 	}
-	clear(m.call)
+	for s, n := range m.callGrown {
+		m.openGrown[s] += n
+	}
+	m.reset()
 }
 
-func (m *memo) reset() { clear(m.call) }
+func (m *memo) reset() {
+	clear(m.call)
+	clear(m.callGrown)
+}
 
 // accept ends a batch: its writes are seen by the next one and returned for the
 // commit record.
@@ -159,6 +223,10 @@ func (m *memo) accept(seq uint64) []spool.Set {
 	if len(m.open) == 0 {
 		return nil
 	}
+	for s, n := range m.openGrown {
+		m.used[s] += n
+	}
+	clear(m.openGrown)
 	sets := make([]spool.Set, 0, len(m.open))
 	wrote := pending{seq: seq}
 	m.mu.Lock()
@@ -167,7 +235,7 @@ func (m *memo) accept(seq uint64) []spool.Set {
 		val.seq = seq
 		m.put(k, val)
 		wrote.keys = append(wrote.keys, k)
-		sets = append(sets, spool.Set{Space: m.space(k), Key: k.key, Value: val.encode()})
+		sets = append(sets, spool.Set{Space: m.space(k.scope()), Key: k.key, Value: val.encode()})
 	}
 	m.pending = append(m.pending, wrote)
 	clear(m.open)
@@ -190,8 +258,10 @@ func (m *memo) written(seq uint64) {
 	}
 }
 
-func (m *memo) space(k memoKey) string {
-	return "kv\x00" + m.pipeline + "\x00" + k.module + "\x00" + k.source
+func (k memoKey) scope() memoScope { return memoScope{k.module, k.source} }
+
+func (m *memo) space(s memoScope) string {
+	return "kv\x00" + m.pipeline + "\x00" + s.module + "\x00" + s.source
 }
 
 // encode is the form on disk: the time of expiry, then the value; nil deletes.

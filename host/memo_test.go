@@ -9,6 +9,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/edgehost/edgehost/host/control"
+	"github.com/edgehost/edgehost/host/sandbox"
 	"github.com/edgehost/edgehost/sinks"
 )
 
@@ -140,4 +141,39 @@ func TestFaultPolicies(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestQuotaOfState: what a module remembers is bounded over batches, replaced and
+// deleted values free their room, and a call that goes beyond it has no effect.
+func TestQuotaOfState(t *testing.T) {
+	r := newRig(t).start()
+	m := newMemo(r.host.state, "quota")
+	write := func(key string, n int) (bool, error) {
+		return m.note("m", []sandbox.KVWrite{{Key: key, Value: make([]byte, n), Delete: n == 0}})
+	}
+	want := func(what string, fits bool, key string, n int) {
+		t.Helper()
+		got, err := write(key, n)
+		if err != nil || got != fits {
+			t.Fatalf("%s: fits %v, %v", what, got, err)
+		}
+	}
+	m.begin("s1", 1)
+	want("the first value", true, "a", memoQuota-2)
+	want("one byte too many", false, "b", 2)
+	m.reset()
+	want("the first value again", true, "a", memoQuota/2)
+	m.keep()
+	r.must(r.host.state.Commit(m.accept(1)))
+	m.written(1)
+
+	m = newMemo(r.host.state, "quota") // after a restart
+	m.begin("s1", 2)
+	want("beyond it with what is on disk", false, "b", memoQuota/2)
+	m.reset()
+	want("in place of what is on disk", true, "a", memoQuota-2)
+	want("deleted", true, "a", 0)
+	want("in the room that it left", true, "b", memoQuota-2)
+	m.begin("s2", 2)
+	want("of another source", true, "a", memoQuota-2)
 }

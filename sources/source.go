@@ -39,7 +39,8 @@ type Batch struct {
 // called. done runs once for each batch for which Emit returned nil, in order,
 // on a goroutine of the pipeline, and must not block: nil means durable, so
 // acknowledge to the device; ErrDropped means lost to the configured policy,
-// counted; any other error means that the batch is still the source's.
+// counted; any other error means that the batch is still the source's, and so is
+// every batch after it that was emitted before the source heard of the error.
 type Emit func(ctx context.Context, b Batch, done func(error)) error
 
 // Source reads one configured endpoint.

@@ -218,7 +218,7 @@ func TestQueueNames(t *testing.T) {
 			t.Fatalf("queue name %q was taken", n)
 		}
 	}
-	if b.queue("ö") != b.queue("ö") {
+	if first, again := b.queue("ö"), b.queue("ö"); first != again {
 		t.Fatal("a queue was opened twice")
 	}
 }

@@ -169,7 +169,7 @@ func (s *State) Commit(sets []Set) error {
 		return ErrClosed
 	}
 	b := s.store.db.NewBatch()
-	defer b.Close()
+	defer func() { _ = b.Close() }()
 	for _, set := range sets {
 		if err := s.add(b, set); err != nil {
 			return fmt.Errorf("commit state %s: %w", s.name, err)

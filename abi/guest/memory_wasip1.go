@@ -33,7 +33,7 @@ func reset() {
 	clear(others)
 	others = others[:0]
 	clear(texts)
-	texts, kept = texts[:0], 0
+	texts = texts[:0]
 }
 
 func use(piece []uint64) {
@@ -90,7 +90,7 @@ type join struct {
 
 var (
 	joins [1024]join
-	kept  uint64 // the last text of keep in this batch
+	kept  string // the last text of keep: mostly it is the same one again
 )
 
 func where(s string) uint64 {
@@ -108,10 +108,11 @@ func concat(a, b string) string {
 
 // keep keeps s where it is until the next batch. The host's batch stays by itself.
 func keep(s string) {
-	if w := where(s); uint32(w)-address(arena) >= uint32(len(arena))*8 && w != kept {
-		texts = append(texts, s)
-		kept = w
+	if w := where(s); uint32(w)-address(arena) < uint32(len(arena))*8 || w == where(kept) {
+		return
 	}
+	texts = append(texts, kept)
+	kept = s
 }
 
 func glue(a, b string) uint64 {

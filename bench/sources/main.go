@@ -15,6 +15,8 @@ import (
 	"os"
 	"os/signal"
 	"slices"
+
+	"github.com/edgehost/edgehost/sources/isolate"
 )
 
 // bench is the measurements of one protocol. Its error means that they could not
@@ -25,8 +27,17 @@ type bench struct {
 }
 
 func main() {
+	if len(os.Args) > 1 && os.Args[1] == isolate.Command {
+		if err := serveOPCUA(context.Background()); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
 	benches := []bench{
 		{"modbus", benchModbus},
+		{"mqtt", benchMQTT},
+		{"opcua", benchOPCUA},
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()

@@ -26,8 +26,7 @@ import (
 func main() {
 	log.SetFlags(0)
 	cache := flag.String("cache", "../../.cache/bench-wasm", "where built guests go")
-	asc := flag.String("asc", "../../.cache/assemblyscript/node_modules/.bin/asc", "the AssemblyScript compiler")
-	rounds := flag.Int("rounds", 7, "rounds of each table")
+	rounds := flag.Int("rounds", 5, "rounds of each table")
 	only := flag.String("only", "", "run only the parts whose name contains this")
 	profile := flag.String("cpuprofile", "", "write a CPU profile to this file")
 	flag.Parse()
@@ -41,7 +40,7 @@ func main() {
 		}
 		defer pprof.StopCPUProfile()
 	}
-	modules, err := build(*cache, *asc)
+	modules, err := build(*cache)
 	if err != nil {
 		log.Fatal(err)
 	}

@@ -20,9 +20,24 @@ type contender struct {
 // roundTime is the CPU time that one contender works in a round, about.
 const roundTime = 60 * time.Millisecond
 
-// race gives each contender its turn, round after round, and returns the medians in
-// nanoseconds of CPU time a record.
-func race(cs []contender, batches []*abi.Batch, rounds int) (map[string]float64, error) {
+// table holds nanoseconds of CPU time a record, by contender and round.
+type table map[string][]float64
+
+// of is the median of a contender.
+func (t table) of(name string) float64 { return median(t[name]) }
+
+// over is the median of a's time over b's in the same round: what else the machine
+// does changes from round to round, and less within one.
+func (t table) over(a, b string) float64 {
+	ratios := make([]float64, len(t[a]))
+	for i := range ratios {
+		ratios[i] = t[a][i] / t[b][i]
+	}
+	return median(ratios)
+}
+
+// race gives each contender its turn, round after round.
+func race(cs []contender, batches []*abi.Batch, rounds int) (table, error) {
 	records := 0
 	for _, b := range batches {
 		records += len(b.Records)
@@ -40,7 +55,7 @@ func race(cs []contender, batches []*abi.Batch, rounds int) (map[string]float64,
 			}
 		}
 	}
-	times := make([][]float64, len(cs))
+	times := table{}
 	for range rounds {
 		for i, c := range cs {
 			runtime.GC() // the garbage of the one before is not this one's
@@ -48,14 +63,10 @@ func race(cs []contender, batches []*abi.Batch, rounds int) (map[string]float64,
 			if err != nil {
 				return nil, err
 			}
-			times[i] = append(times[i], float64(spent.Nanoseconds())/float64(laps[i]*records))
+			times[c.name] = append(times[c.name], float64(spent.Nanoseconds())/float64(laps[i]*records))
 		}
 	}
-	medians := map[string]float64{}
-	for i, c := range cs {
-		medians[c.name] = median(times[i])
-	}
-	return medians, nil
+	return times, nil
 }
 
 func lap(c contender, batches []*abi.Batch, n int) (time.Duration, error) {

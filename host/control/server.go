@@ -105,7 +105,9 @@ func Serve(ctx context.Context, l net.Listener, backend Backend, log *slog.Logge
 		cancel()
 		err = server.Close()
 	}
-	<-ended // says only that the server was closed
+	if serveErr := <-ended; !errors.Is(serveErr, http.ErrServerClosed) {
+		err = errors.Join(err, serveErr)
+	}
 	return err
 }
 

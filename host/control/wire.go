@@ -351,7 +351,8 @@ type DeadLetter struct {
 	Reason      string    `json:"reason"` // a short class: rejected, schema, too_large, rejected_permanent, module_fault
 	Error       string    `json:"error"`  // the module's or the service's words
 	Pipeline    string    `json:"pipeline,omitempty"`
-	Module      string    `json:"module,omitempty"` // the module that rejected it
+	Module      string    `json:"module,omitempty"`   // the module that rejected it, or failed at it
+	Revision    string    `json:"revision,omitempty"` // the digest of that module
 	Destination string    `json:"destination,omitempty"`
 	Source      string    `json:"source"`
 	Address     string    `json:"address"`

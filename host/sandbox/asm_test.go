@@ -128,6 +128,10 @@ var (
 	gtU         = []byte{0x4b}
 	grow        = []byte{0x40, 0}
 	fill        = []byte{0xfc, 0x0b, 0}
+	copyBytes   = []byte{0xfc, 0x0a, 0, 0}
+	gtS         = []byte{0x4a}
+	truncS      = []byte{0xaa} // i32.trunc_f64_s
+	f64nan      = []byte{0x44, 0, 0, 0, 0, 0, 0, 0xf8, 0x7f}
 	ret         = []byte{0x0f}
 	f64zero     = []byte{0x44, 0, 0, 0, 0, 0, 0, 0, 0}
 )

@@ -22,11 +22,17 @@ import (
 var guests = struct {
 	sync.Mutex
 	dir   string
+	cache string // of compiled code
 	built map[string][]byte
 }{built: map[string][]byte{}}
 
 func TestMain(m *testing.M) {
+	var err error
+	if guests.cache, err = os.MkdirTemp("", "edgehost-cache"); err != nil {
+		panic(err)
+	}
 	code := m.Run()
+	os.RemoveAll(guests.cache)
 	if guests.dir != "" {
 		os.RemoveAll(guests.dir)
 	}
@@ -71,7 +77,9 @@ func build(t testing.TB, dir string) []byte {
 
 func newHost(t testing.TB) *sandbox.Host {
 	t.Helper()
-	h, err := sandbox.New(sandbox.Config{})
+	// Compiled code is kept for the other tests; and under the race detector the
+	// engine takes its time.
+	h, err := sandbox.New(sandbox.Config{CacheDir: guests.cache, Limits: sandbox.Limits{CompileDeadline: 10 * time.Minute}})
 	if err != nil {
 		t.Fatal(err)
 	}

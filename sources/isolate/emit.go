@@ -37,9 +37,10 @@ func (w *worker) emit(ctx context.Context, b sources.Batch, done func(error)) er
 }
 
 // part makes a frame of the first n of recs; the resume point goes with the
-// last. The number is entered by sendPart.
+// last. The number is entered by sendPart. The frame is valid until the next
+// call: one goroutine emits.
 func (w *worker) part(time int64, recs []abi.Record, resume []byte) (n int, frame []byte, err error) {
-	var body []byte
+	body := w.body[:0]
 	for n < len(recs) && len(body) < partSize {
 		body = abi.AppendRecord(body, &recs[n])
 		n++
@@ -47,9 +48,11 @@ func (w *worker) part(time int64, recs []abi.Record, resume []byte) (n int, fram
 	if n < len(recs) {
 		resume = nil
 	}
-	frame = make([]byte, 0, headerSize+20+len(resume)+len(body))
-	frame = appendBatchHead(beginFrame(frame, kindBatch), 0, time, resume)
-	if frame, err = endFrame(append(frame, body...)); err != nil {
+	frame = append(appendBatchHead(beginFrame(w.frame, kindBatch), 0, time, resume), body...)
+	if w.body, w.frame = body, frame; cap(frame) > 4*partSize { // a value like that is rare
+		w.body, w.frame = nil, nil
+	}
+	if frame, err = endFrame(frame); err != nil {
 		return 0, nil, fmt.Errorf("emit %d records, the last of address %.200q: %w", n, recs[n-1].Address, err)
 	}
 	return n, frame, nil

@@ -34,7 +34,7 @@ func TestFrames(t *testing.T) {
 			t.Errorf("frame %d: %d bytes, %v", i, len(body), err)
 		}
 	}
-	if _, _, err := in.next(); err != io.EOF {
+	if _, _, err := in.next(); !errors.Is(err, io.EOF) {
 		t.Errorf("at the end: %v", err)
 	}
 	if _, err := endFrame(make([]byte, headerSize+maxFrame+1)); !errors.Is(err, errFrame) {

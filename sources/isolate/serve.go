@@ -103,7 +103,8 @@ type worker struct {
 	build func() (sources.Source, error)
 	deps  Deps
 	wg    sync.WaitGroup
-	log   slog.Handler
+
+	body, frame []byte // emit's own, reused
 
 	write sync.Mutex // one frame at a time
 	conn  net.Conn

@@ -59,9 +59,6 @@ func (d DataType) width() int {
 // numeric reports whether scale and offset apply.
 func (d DataType) numeric() bool { return d != TypeBool && d != TypeBit && d != TypeString }
 
-// float reports whether the value is a float64 even without scale and offset.
-func (d DataType) float() bool { return d == TypeFloat16 || d == TypeFloat32 || d == TypeFloat64 }
-
 // ByteOrder says in which order the bytes of a value stand in its registers. A
 // is the most significant byte of the first 32 bits; 64-bit values follow the
 // same two rules: CDAB reverses the registers, BADC swaps the two bytes within

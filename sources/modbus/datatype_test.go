@@ -2,6 +2,7 @@ package modbus
 
 import (
 	"encoding/hex"
+	"errors"
 	"math"
 	"strings"
 	"testing"
@@ -77,7 +78,7 @@ func TestDecodeNaN(t *testing.T) {
 
 func TestDecodeRefusesBCDThatIsNone(t *testing.T) {
 	for _, p := range []Point{{DataType: TypeBCD16, ByteOrder: ABCD, Width: 1}, {DataType: TypeBCD32, ByteOrder: DCBA, Width: 2}} {
-		if v, err := p.decode([]byte{0x12, 0x3a, 0x12, 0x34}[:2*p.Width]); err != errDigit {
+		if v, err := p.decode([]byte{0x12, 0x3a, 0x12, 0x34}[:2*p.Width]); !errors.Is(err, errDigit) {
 			t.Errorf("%s: got %v (%v), want errDigit", p.DataType, v, err)
 		}
 	}

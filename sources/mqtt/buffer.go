@@ -3,6 +3,8 @@ package mqtt
 import (
 	"slices"
 	"sync"
+
+	"github.com/edgehost/edgehost/abi"
 )
 
 // message is one PUBLISH that the broker handed over and that is ours until it
@@ -16,17 +18,26 @@ type message struct {
 	qos      byte
 	retained bool
 	dup      bool
-	arrived  int64 // microseconds since the Unix epoch
-	tooLarge int   // size of the payload when it exceeds max_payload_bytes, else 0
+	arrived  int64      // microseconds since the Unix epoch
+	tooLarge int        // size of the payload when it exceeds max_payload_bytes, else 0
+	attrs    []abi.Attr // of the properties of MQTT 5
+
+	// records are kept when they cannot be made a second time (Sparkplug B).
+	records []abi.Record
 
 	// The following are guarded by buffer.mu once the message is pushed.
-	ack     func()
 	cost    int // bytes that it is counted with
 	settled bool
 }
 
 // size is what a message costs in memory.
-func (m *message) size() int { return len(m.payload) + len(m.topic) + 160 }
+func (m *message) size() int {
+	size := len(m.payload) + len(m.topic) + 160
+	for _, a := range m.attrs {
+		size += len(a.Key) + len(a.Value.Text()) + 48
+	}
+	return size
+}
 
 // outcome is what became of a message that was offered to the buffer.
 type outcome int
@@ -42,13 +53,13 @@ const (
 // and bytes, and what it holds is counted until it is settled, so that what the
 // pipeline has not made durable yet is bounded with it.
 //
-//	handler ─push─> waiting ─next─> decoder ─emit─> pipeline ─settle─> acks, in order of arrival
+//	guard ──push─> waiting ─take─> decoder ─emit─> pipeline  ─settle─> acks, in order of arrival
 //	                   ▲                                │
 //	                   └───────────putBack──────────────┘
 //
 // What was not acknowledged when a connection ended is remembered: when the
-// broker sends it again in the same session, the message that is here takes
-// over the new acknowledgement, and no second record is made.
+// broker sends it again in the same session, the message that is here is
+// acknowledged in its place, and no second record is made.
 //
 // Any goroutine may call any method; none of them blocks.
 type buffer struct {
@@ -120,7 +131,7 @@ func (b *buffer) adopt(m *message) bool {
 		return false
 	}
 	delete(b.owed, m.id)
-	old.conn, old.ack = m.conn, m.ack
+	old.conn = m.conn
 	b.unacked = append(b.unacked, old)
 	b.collectAcks()
 	return true
@@ -165,18 +176,16 @@ func (b *buffer) push(m *message) outcome {
 	return kept
 }
 
-// next takes the oldest message that waits; nil when none does, and then ready
-// tells of the next one.
-func (b *buffer) next() *message {
+// take takes at most n of the oldest messages that wait; none when none does,
+// and then ready tells of the next one.
+func (b *buffer) take(n int) []*message {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if len(b.waiting) == 0 {
-		return nil
-	}
-	m := b.waiting[0]
-	b.waiting[0] = nil
-	b.waiting = b.waiting[1:]
-	return m
+	n = min(n, len(b.waiting))
+	out := slices.Clone(b.waiting[:n])
+	clear(b.waiting[:n])
+	b.waiting = b.waiting[n:]
+	return out
 }
 
 // putBack returns messages that the pipeline did not take, each to its place
@@ -205,7 +214,7 @@ func (b *buffer) settle(msgs []*message) {
 	defer b.mu.Unlock()
 	for _, m := range msgs {
 		m.settled = true
-		m.payload = nil // it may wait long for its acknowledgement
+		m.payload, m.records = nil, nil // it may wait long for its acknowledgement
 		b.release(m)
 	}
 	b.collectAcks()
@@ -236,16 +245,13 @@ func (b *buffer) collectAcks() {
 	}
 }
 
-// nextAck returns the next message to be acknowledged; nil when there is none.
-func (b *buffer) nextAck() *message {
+// takeAcks takes everything that is to be acknowledged now, in order.
+func (b *buffer) takeAcks() []*message {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if len(b.acks) == 0 {
-		return nil
-	}
-	m := b.acks[0]
-	b.acks = b.acks[1:]
-	return m
+	out := b.acks
+	b.acks = nil
+	return out
 }
 
 // half reports whether the buffer has drained to half its bounds.
@@ -281,30 +287,4 @@ func (b *buffer) waitingQoS0() int {
 		}
 	}
 	return n
-}
-
-// acker acknowledges to the broker what settles, until stop closes. It has a
-// goroutine of its own because an acknowledgement waits for the network.
-func (b *buffer) acker(open func() bool, stop <-chan struct{}) {
-	for {
-		select {
-		case <-stop:
-			b.sendAcks(open)
-			return
-		case <-b.ackReady:
-			b.sendAcks(open)
-		}
-	}
-}
-
-// sendAcks acknowledges what is due while the connection is open. What is left
-// is acknowledged when the broker sends it again.
-func (b *buffer) sendAcks(open func() bool) {
-	for open() {
-		m := b.nextAck()
-		if m == nil {
-			return
-		}
-		m.ack()
-	}
 }

@@ -7,13 +7,12 @@ import (
 	"pgregory.net/rapid"
 )
 
-// takeAcks returns everything that is to be acknowledged now.
-func (b *buffer) takeAcks() []*message {
-	var out []*message
-	for m := b.nextAck(); m != nil; m = b.nextAck() {
-		out = append(out, m)
+// next takes one message, nil when none waits.
+func (b *buffer) next() *message {
+	if msgs := b.take(1); len(msgs) == 1 {
+		return msgs[0]
 	}
-	return out
+	return nil
 }
 
 func newMessage(conn uint64, qos byte, size int) *message {

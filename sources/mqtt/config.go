@@ -16,11 +16,13 @@ import (
 // endpoint first; all of them must speak for the same broker or cluster.
 type Config struct {
 	Endpoints             []string          `yaml:"endpoints"`               // more brokers to fail over to
-	ProtocolVersion       string            `yaml:"protocol_version"`        // "3.1.1" (default)
+	ProtocolVersion       string            `yaml:"protocol_version"`        // "3.1.1" (default) | "5"
 	ClientID              string            `yaml:"client_id"`               // default: derived from the host and the source's name, stable
 	CleanSession          bool              `yaml:"clean_session"`           // true: the broker forgets us between connections
+	SessionExpirySeconds  uint32            `yaml:"session_expiry_seconds"`  // how long a broker of MQTT 5 keeps our session; 0 (default): for ever
 	KeepAliveSeconds      int               `yaml:"keep_alive_seconds"`      // default 30
 	ConnectTimeoutSeconds int               `yaml:"connect_timeout_seconds"` // default 10
+	MaxClockSkewSeconds   float64           `yaml:"max_clock_skew_seconds"`  // 0 (default): off. A payload's time further from ours is kept, and marked clock_skew_ms
 	StaleAfterSeconds     float64           `yaml:"stale_after_seconds"`     // 0: a silent topic is not reported
 	TLS                   sources.TLSConfig `yaml:"tls"`
 	Username              string            `yaml:"username"`
@@ -48,9 +50,11 @@ type TopicConfig struct {
 
 // PayloadConfig says how a payload becomes a value.
 type PayloadConfig struct {
-	// Format is auto, json, text, number or raw. auto (default) takes JSON for
+	// Format is auto, json, text, number, raw or sparkplug_b. auto (default) takes JSON for
 	// JSON, then text for UTF-8, then bytes. What does not hold to its format
 	// becomes a record of status Bad with the bytes in the attribute raw.
+	// sparkplug_b (topics below spBv1.0/) makes a record of each metric, whose
+	// address is group/node/metric or group/node/device/metric.
 	Format string `yaml:"format"`
 	// ValuePath, TimestampPath and UnitPath are dotted paths into JSON objects
 	// ("data.readings.0.v"; a dot within a key is written \.). Defaults: value; ts
@@ -64,9 +68,18 @@ type PayloadConfig struct {
 	// Flatten makes a record of each leaf of a JSON object or array. The leaf's
 	// path is the attribute sensor_path and follows the sensor_name after a dot.
 	Flatten *bool `yaml:"flatten"`
+	// Rebirth true (default) lets a Sparkplug edge node be asked for a rebirth
+	// (NCMD Node Control/Rebirth) when messages of it are missing. It is all that
+	// this source ever publishes.
+	Rebirth *bool `yaml:"rebirth"`
 }
 
 const (
+	version3 = "3.1.1"
+	version5 = "5"
+
+	formatSparkplug = "sparkplug_b"
+
 	defaultBufferMessages = 65535
 	defaultMaxPayload     = 1 << 20
 	maxMaxPayload         = 64 << 20
@@ -74,14 +87,14 @@ const (
 )
 
 var (
-	formats          = []string{"auto", "json", "text", "number", "raw"}
+	formats          = []string{"auto", "json", "text", "number", "raw", formatSparkplug}
 	timestampFormats = []string{"auto", "s", "ms", "us", "ns", "rfc3339"}
 	ackModes         = []string{"durable", "received"}
-	protocolVersions = []string{"3.1.1"}
+	protocolVersions = []string{version3, version5}
 )
 
 func (c Config) withDefaults() Config {
-	setDefault(&c.ProtocolVersion, "3.1.1")
+	setDefault(&c.ProtocolVersion, version3)
 	setDefault(&c.KeepAliveSeconds, 30)
 	setDefault(&c.ConnectTimeoutSeconds, 10)
 	setDefault(&c.Ack, "durable")
@@ -113,11 +126,23 @@ func (p PayloadConfig) over(base PayloadConfig) PayloadConfig {
 	setDefault(&p.UnitPath, base.UnitPath)
 	setDefault(&p.TimestampFormat, base.TimestampFormat)
 	setDefault(&p.Flatten, base.Flatten)
+	setDefault(&p.Rebirth, base.Rebirth)
 	return p
 }
 
 func (c Config) connectTimeout() time.Duration {
 	return time.Duration(c.ConnectTimeoutSeconds) * time.Second
+}
+
+// forever is the session expiry interval of a session that does not expire
+// (MQTT 5, section 3.1.2.11.2).
+const forever = 0xffffffff
+
+func (c Config) sessionExpiry() uint32 {
+	if c.SessionExpirySeconds == 0 {
+		return forever
+	}
+	return c.SessionExpirySeconds
 }
 
 // persistent reports whether the broker is to keep our session while we are
@@ -157,10 +182,16 @@ func (c Config) Validate() []sources.FieldError {
 	if !(c.StaleAfterSeconds >= 0 && c.StaleAfterSeconds <= 1e7) {
 		add("stale_after_seconds", "%v is not a number of seconds; 0 turns the watch off", c.StaleAfterSeconds)
 	}
+	if !(c.MaxClockSkewSeconds >= 0 && c.MaxClockSkewSeconds <= 1e9) {
+		add("max_clock_skew_seconds", "%v is not a number of seconds; 0 turns the comparison off", c.MaxClockSkewSeconds)
+	}
 	if len(c.ClientID) > 65535 || !utf8.ValidString(c.ClientID) || strings.ContainsRune(c.ClientID, 0) {
 		add("client_id", "must be UTF-8 without NUL")
 	}
-	if c.Password != "" && c.Username == "" {
+	if c.SessionExpirySeconds > 0 && c.ProtocolVersion != version5 {
+		add("session_expiry_seconds", "needs protocol_version: \"5\"; with MQTT 3.1.1 the broker decides")
+	}
+	if c.Password != "" && c.Username == "" && c.ProtocolVersion != version5 {
 		add("password", "needs a username: MQTT 3.1.1 has no password without one")
 	}
 	errs = append(errs, sources.Prefix("tls", c.TLS.Validate())...)
@@ -169,7 +200,9 @@ func (c Config) Validate() []sources.FieldError {
 		add("topics", "needs at least one topic")
 	}
 	for i, t := range c.Topics {
-		errs = append(errs, sources.Prefix(fmt.Sprintf("topics[%d]", i), t.validate())...)
+		topic := t.validate()
+		t.Payload = t.Payload.over(c.Payload)
+		errs = append(errs, sources.Prefix(fmt.Sprintf("topics[%d]", i), append(topic, t.validateSparkplug()...))...)
 	}
 	return errs
 }
@@ -223,6 +256,23 @@ func (t TopicConfig) validate() []sources.FieldError {
 	return append(errs, sources.Prefix("tags", sources.ValidateTags(t.Tags))...)
 }
 
+// validateSparkplug looks at the whole topic, with what it takes from the
+// source's payload block.
+func (t TopicConfig) validateSparkplug() []sources.FieldError {
+	if t.Payload.Format != formatSparkplug {
+		return nil
+	}
+	var errs []sources.FieldError
+	group, filter, _ := cutShare(t.Topic)
+	if !isSparkplug(filter) {
+		errs = append(errs, sources.FieldError{Path: "topic", Msg: fmt.Sprintf("%q is not below %s, where Sparkplug B is published: use spBv1.0/#, or another payload format", filter, sparkplugNamespace)})
+	}
+	if group+t.SharedGroup != "" {
+		errs = append(errs, sources.FieldError{Path: "shared_group", Msg: "cannot be used with sparkplug_b: each host must see all messages of an edge node"})
+	}
+	return errs
+}
+
 // ValidateEndpoint says what is wrong with the source's endpoint.
 func (c Config) ValidateEndpoint(endpoint string) error {
 	_, err := parseEndpoint(endpoint, c.TLS)
@@ -263,6 +313,11 @@ func (c Config) Warnings(endpoint string) []sources.FieldError {
 	}
 	if c.Ack == "received" {
 		out = append(out, sources.FieldError{Path: "ack", Msg: "received acknowledges before the record is durable: a crash loses what is in memory"})
+	}
+	for i, t := range c.Topics {
+		if _, filter, _ := cutShare(t.Topic); isSparkplug(filter) && t.Payload.over(c.Payload).Format != formatSparkplug {
+			out = append(out, sources.FieldError{Path: fmt.Sprintf("topics[%d].topic", i), Msg: "is where Sparkplug B is published: set payload.format: sparkplug_b"})
+		}
 	}
 	return append(out, c.overlapWarnings()...)
 }

@@ -8,26 +8,51 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/url"
 	"syscall"
 	"time"
 
 	paho "github.com/eclipse/paho.mqtt.golang"
-	"github.com/eclipse/paho.mqtt.golang/packets"
 
 	"github.com/edgehost/edgehost/sources"
 )
 
-// connection is one MQTT connection. The library's client is made anew for
-// each: it drops acknowledgements of earlier connections anyhow, and the
-// broker, not the library's store, sends again what was not acknowledged.
+// connection is one MQTT connection.
 type connection struct {
-	client  paho.Client
+	client  client
 	guard   *guard
 	lost    chan error
 	resumed bool // the broker kept our session
 	since   time.Time
 	to      endpoint
+}
+
+// client is the session on a connection: one of the libraries.
+type client interface {
+	// subscribe asks for subs and returns for each of them why the broker refuses
+	// it, "" when it does not.
+	subscribe(ctx context.Context, subs []subscription) (refusals []string, err error)
+	unsubscribe(ctx context.Context, filters []string) error
+	open() bool
+	// disconnect says goodbye to the broker, which keeps the session.
+	disconnect()
+}
+
+// lose tells of the end of the connection; the first reason counts.
+func (c *connection) lose(err error) {
+	select {
+	case c.lost <- err:
+	default:
+	}
+}
+
+// firstError returns the first of errs that is one.
+func firstError(errs ...error) error {
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // connect tries the endpoints in order and returns the first connection.
@@ -51,80 +76,44 @@ func (s *Source) connect(ctx context.Context) (*connection, error) {
 
 // dial opens a connection to one endpoint and begins a session on it.
 func (s *Source) dial(ctx context.Context, to endpoint) (*connection, error) {
-	var tlsConfig *tls.Config
+	var (
+		tlsConfig *tls.Config
+		err       error
+	)
 	if to.tls {
-		var err error
 		if tlsConfig, err = s.cfg.TLS.Build(to.name); err != nil {
 			return nil, err
 		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.connectTimeout())
 	defer cancel()
-	c := &connection{lost: make(chan error, 1), to: to}
 	number := s.buf.connect(s.cfg.persistent())
-
-	var dialErr error
-	unwatch := func() bool { return true }
-	opts := s.options(c, number)
-	opts.SetCustomOpenConnectionFn(func(*url.URL, paho.ClientOptions) (net.Conn, error) {
-		conn, err := openConn(ctx, to, tlsConfig, s.cfg.connectTimeout())
-		if err != nil {
-			dialErr = err
-			return nil, err
-		}
-		unwatch = context.AfterFunc(ctx, func() { _ = conn.Close() })
-		c.guard = newGuard(conn, s.cfg.MaxPayloadBytes)
-		return c.guard, nil
-	})
-	c.client = paho.NewClient(opts)
-	token := c.client.Connect().(*paho.ConnectToken)
-	// The connection dies with ctx, and with it the token completes.
-	<-token.Done()
-	unwatch()
-	if err := token.Error(); err != nil {
-		if c.guard != nil {
-			_ = c.guard.Close()
-			dialErr = c.guard.readErr()
-		}
-		return nil, s.connectError(to, token.ReturnCode(), c.guard != nil, dialErr, err)
+	conn, err := openConn(ctx, to, tlsConfig, s.cfg.connectTimeout())
+	if err != nil {
+		return nil, s.connectError(to, false, err)
 	}
-	c.resumed = token.SessionPresent()
+	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
+	v5 := s.cfg.ProtocolVersion == version5
+	c := &connection{lost: make(chan error, 1), to: to,
+		guard: newGuard(conn, v5, s.cfg.MaxPayloadBytes, func(m *message) { s.receive(number, m) })}
+	if v5 {
+		err = s.begin5(ctx, c)
+	} else {
+		err = s.begin3(c)
+	}
+	if err != nil {
+		_ = c.guard.Close()
+		return nil, err
+	}
 	c.since = time.Now()
 	return c, nil
 }
 
-func (s *Source) options(c *connection, number uint64) *paho.ClientOptions {
-	opts := paho.NewClientOptions()
-	opts.AddBroker("tcp://" + c.to.host)
-	opts.SetClientID(s.clientID)
-	// Pinned, or the library tries a wrong password a second time with MQTT 3.1.
-	opts.SetProtocolVersion(4)
-	opts.SetUsername(s.cfg.Username)
-	opts.SetPassword(s.cfg.Password)
-	opts.SetCleanSession(!s.cfg.persistent())
-	opts.SetKeepAlive(time.Duration(s.cfg.KeepAliveSeconds) * time.Second)
-	opts.SetPingTimeout(10 * time.Second)
-	opts.SetConnectTimeout(s.cfg.connectTimeout())
-	opts.SetWriteTimeout(s.cfg.connectTimeout())
-	opts.SetAutoReconnect(false)
-	opts.SetConnectRetry(false)
-	opts.SetOrderMatters(true)
-	opts.SetAutoAckDisabled(true)
-	opts.SetStore(noStore{})
-	opts.SetDefaultPublishHandler(func(_ paho.Client, m paho.Message) { s.receive(c, number, m) })
-	opts.SetConnectionLostHandler(func(_ paho.Client, err error) {
-		select {
-		case c.lost <- err:
-		default:
-		}
-	})
-	return opts
-}
-
-// close says goodbye to the broker, which keeps the session, and closes.
+// close says goodbye to the broker and closes.
 func (c *connection) close() {
-	if c.client.IsConnectionOpen() {
-		c.client.Disconnect(250)
+	if c.client.open() {
+		_ = c.guard.SetWriteDeadline(time.Now().Add(goodbyeTime)) // or the goodbye may wait for ever
+		c.client.disconnect()
 	}
 	_ = c.guard.Close()
 }
@@ -172,34 +161,17 @@ func openWebsocket(ctx context.Context, to endpoint, tlsConfig *tls.Config, time
 }
 
 // connectError words a failure to connect. established says that the network
-// connection, TLS included, stood; dialErr is the network's error, when there
-// was one; err is the library's.
-func (s *Source) connectError(to endpoint, code byte, established bool, dialErr, err error) error {
-	switch code {
-	case packets.ErrRefusedBadUsernameOrPassword:
-		return sources.AuthError(fmt.Errorf("broker %s refuses the user name or password (CONNACK 4): check mqtt.username and mqtt.password", to.url))
-	case packets.ErrRefusedNotAuthorised:
-		return sources.AuthError(fmt.Errorf("broker %s does not authorise us (CONNACK 5): check mqtt.username and mqtt.password, "+
-			"the client certificate, and what the broker allows client id %q", to.url, s.clientID))
-	case packets.ErrRefusedIDRejected:
-		return sources.ConfigError(fmt.Errorf("broker %s rejects client id %q (CONNACK 2): set mqtt.client_id to one that it allows", to.url, s.clientID))
-	case packets.ErrRefusedServerUnavailable:
-		return fmt.Errorf("broker %s says that it is unavailable (CONNACK 3): look at its log", to.url)
-	case packets.ErrRefusedBadProtocolVersion:
-		return sources.ConfigError(fmt.Errorf("broker %s does not speak MQTT 3.1.1 (CONNACK 1)", to.url))
-	}
-	if dialErr == nil {
-		dialErr = err
-	}
+// connection, TLS included, stood.
+func (s *Source) connectError(to endpoint, established bool, err error) error {
 	if to.tls {
-		if worded := s.tlsError(to, established, dialErr); worded != nil {
+		if worded := s.tlsError(to, established, err); worded != nil {
 			return worded
 		}
 	}
-	if !to.tls && closedByPeer(dialErr) {
-		return fmt.Errorf("connect to %s: %w: the broker closed the connection before it answered; if this port speaks TLS, use mqtts:// or mqtt.tls.enabled: true", to.url, dialErr)
+	if !to.tls && closedByPeer(err) {
+		return fmt.Errorf("connect to %s: %w: the broker closed the connection before it answered; if this port speaks TLS, use mqtts:// or mqtt.tls.enabled: true", to.url, err)
 	}
-	return sources.DialError(to.url, dialErr)
+	return sources.DialError(to.url, err)
 }
 
 // tlsError words what goes wrong in TLS, and is nil for everything else.
@@ -254,15 +226,3 @@ func (s *Source) alertError(to endpoint, err error) error {
 	}
 	return sources.AuthError(fmt.Errorf("connect to %s: %w: %s", to.url, err, hint))
 }
-
-// noStore is the library's message store: nothing is published, and the broker
-// keeps what was not acknowledged.
-type noStore struct{}
-
-func (noStore) Open()                             {}
-func (noStore) Put(string, packets.ControlPacket) {}
-func (noStore) Get(string) packets.ControlPacket  { return nil }
-func (noStore) All() []string                     { return nil }
-func (noStore) Del(string)                        {}
-func (noStore) Close()                            {}
-func (noStore) Reset()                            {}

@@ -22,12 +22,12 @@ func newTestSource(t *testing.T, endpoint string, cfg Config) (*Source, *sources
 	return s, status
 }
 
-func contractHarness(qos byte, kickAt int) sourcetest.Harness {
+func contractHarness(version string, qos byte, kickAt int) sourcetest.Harness {
 	return sourcetest.Harness{New: func(t *testing.T) sourcetest.Rig {
 		p := newPeer(t)
-		p.kickAt = kickAt
+		p.kickAt, p.v5 = kickAt, version == version5
 		p.start()
-		s, status := newTestSource(t, p.url(), Config{Topics: []TopicConfig{{Topic: "n/+", QoS: int(qos)}}})
+		s, status := newTestSource(t, p.url(), Config{ProtocolVersion: version, Topics: []TopicConfig{{Topic: "n/+", QoS: int(qos)}}})
 		rig := sourcetest.Rig{
 			Source: s,
 			Status: status,
@@ -55,8 +55,14 @@ func contractHarness(qos byte, kickAt int) sourcetest.Harness {
 	}}
 }
 
-func TestContractQoS0(t *testing.T) { sourcetest.Run(t, contractHarness(0, 0)) }
+func TestContractQoS0(t *testing.T) { sourcetest.Run(t, contractHarness(version3, 0, 0)) }
 
-func TestContractQoS1(t *testing.T) { sourcetest.Run(t, contractHarness(1, 0)) }
+func TestContractQoS1(t *testing.T) { sourcetest.Run(t, contractHarness(version3, 1, 0)) }
 
-func TestContractQoS2(t *testing.T) { sourcetest.Run(t, contractHarness(2, 0)) }
+func TestContractQoS2(t *testing.T) { sourcetest.Run(t, contractHarness(version3, 2, 0)) }
+
+func TestContract5QoS0(t *testing.T) { sourcetest.Run(t, contractHarness(version5, 0, 0)) }
+
+func TestContract5QoS1(t *testing.T) { sourcetest.Run(t, contractHarness(version5, 1, 0)) }
+
+func TestContract5QoS2(t *testing.T) { sourcetest.Run(t, contractHarness(version5, 2, 0)) }

@@ -111,11 +111,13 @@ func startsLikeNumber(text []byte) bool {
 }
 
 func parseNumber(s string) (abi.Value, error) {
-	if v, err := strconv.ParseInt(s, 10, 64); err == nil {
-		return abi.Int(v), nil
-	}
-	if v, err := strconv.ParseUint(s, 10, 64); err == nil {
-		return abi.Uint(v), nil
+	if !strings.ContainsAny(s, ".eE") {
+		if v, err := strconv.ParseInt(s, 10, 64); err == nil {
+			return abi.Int(v), nil
+		}
+		if v, err := strconv.ParseUint(s, 10, 64); err == nil {
+			return abi.Uint(v), nil
+		}
 	}
 	v, err := strconv.ParseFloat(s, 64)
 	if err != nil {
@@ -129,17 +131,17 @@ func (d *decoder) decodeJSON(text []byte) ([]sample, error) {
 	var base sample
 	value := json.RawMessage(text)
 	if text[0] == '{' {
-		root := node(text).object()
+		root := node(text)
 		for _, p := range d.timestamps {
-			if at, ok := lookup(root, p); ok {
+			if at, ok := root.at(p); ok {
 				base.time, _ = parseTime(d.timeFormat, json.RawMessage(at))
 				break
 			}
 		}
-		if at, ok := lookup(root, d.unit); ok && at[0] == '"' {
+		if at, ok := root.at(d.unit); ok && at[0] == '"' {
 			base.unit = text2string(at)
 		}
-		if at, ok := lookup(root, d.value); ok {
+		if at, ok := root.at(d.value); ok {
 			value = json.RawMessage(at)
 		}
 	}
@@ -232,6 +234,9 @@ func jsonValue(v json.RawMessage) abi.Value {
 
 // text2string unquotes a valid JSON string.
 func text2string(quoted []byte) string {
+	if plain := quoted[1 : len(quoted)-1]; bytes.IndexByte(plain, '\\') < 0 && utf8.Valid(plain) {
+		return string(plain)
+	}
 	var s string
 	if err := json.Unmarshal(quoted, &s); err != nil {
 		return string(quoted)
@@ -258,14 +263,59 @@ func (n node) array() []json.RawMessage {
 	return out
 }
 
-// lookup returns the value at p, of at least one key, below an object that is
-// taken apart already.
-func lookup(root map[string]json.RawMessage, p path) (node, bool) {
-	value, ok := root[p[0]]
-	if !ok {
-		return nil, false
+// member returns the value of key in the object n; of several, the last. It is
+// what every message costs, so it goes over the text without taking it apart.
+func (n node) member(key string) (value node, found bool) {
+	i := skipSpace(n, 1)
+	for n[i] != '}' {
+		end := endOfValue(n, i)
+		name := n[i:end]
+		from := skipSpace(n, skipSpace(n, end)+1) // after the colon
+		end = endOfValue(n, from)
+		escaped := bytes.IndexByte(name, '\\') >= 0
+		if !escaped && string(name[1:len(name)-1]) == key || escaped && text2string(name) == key {
+			value, found = n[from:end], true
+		}
+		if i = skipSpace(n, end); n[i] == ',' {
+			i = skipSpace(n, i+1)
+		}
 	}
-	return node(value).at(p[1:])
+	return value, found
+}
+
+func skipSpace(n node, i int) int {
+	for n[i] == ' ' || n[i] == '\t' || n[i] == '\n' || n[i] == '\r' {
+		i++
+	}
+	return i
+}
+
+// endOfValue is the index behind the value that begins at i, within an object or
+// array.
+func endOfValue(n node, i int) int {
+	depth := 0
+	for {
+		switch n[i] {
+		case '"':
+			for i++; n[i] != '"'; i++ {
+				if n[i] == '\\' {
+					i++
+				}
+			}
+		case '{', '[':
+			depth++
+		case '}', ']':
+			depth--
+		default:
+			for depth == 0 && strings.IndexByte(",}] \t\n\r", n[i+1]) < 0 {
+				i++
+			}
+		}
+		i++
+		if depth == 0 {
+			return i
+		}
+	}
 }
 
 // at returns the value at p below n, and false when there is none.
@@ -273,11 +323,11 @@ func (n node) at(p path) (node, bool) {
 	for _, key := range p {
 		switch n[0] {
 		case '{':
-			next, ok := n.object()[key]
+			next, ok := n.member(key)
 			if !ok {
 				return nil, false
 			}
-			n = node(next)
+			n = next
 		case '[':
 			items := n.array()
 			i, err := strconv.Atoi(key)

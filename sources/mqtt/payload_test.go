@@ -1,6 +1,7 @@
 package mqtt
 
 import (
+	"bytes"
 	"encoding/json"
 	"math"
 	"strings"
@@ -165,6 +166,28 @@ func FuzzDecode(f *testing.F) {
 			if !utf8.ValidString(s.path) || !utf8.ValidString(s.unit) {
 				t.Errorf("path %q, unit %q", s.path, s.unit)
 			}
+		}
+	})
+}
+
+// FuzzMember holds member to what encoding/json finds.
+func FuzzMember(f *testing.F) {
+	for _, s := range []string{`{}`, `{"a":1}`, ` {"a" : [1,{"a":"}"}] , "b\\u0041":"\\"x" ,"a":null}`, `{"":-1.5e3,"\\\\":{}}`, "{\"a\":true\n}"} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		text = bytes.TrimSpace(text)
+		if !utf8.Valid(text) || !json.Valid(text) || text[0] != '{' {
+			return
+		}
+		all := node(text).object()
+		for key, want := range all {
+			if got, ok := node(text).member(key); !ok || !bytes.Equal(got, want) {
+				t.Errorf("%s: %q is %s (%v), want %s", text, key, got, ok, want)
+			}
+		}
+		if _, ok := node(text).member("none such"); ok != (all["none such"] != nil) {
+			t.Errorf("%s has a member that it has not", text)
 		}
 	})
 }

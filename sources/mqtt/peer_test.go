@@ -7,10 +7,11 @@ import (
 	"sync"
 	"testing"
 
+	packets5 "github.com/eclipse/paho.golang/packets"
 	"github.com/eclipse/paho.mqtt.golang/packets"
 )
 
-// peer is a small MQTT 3.1.1 broker for one client that does exactly what it
+// peer is a small MQTT 3.1.1 broker, or one of MQTT 5, for one client that does exactly what it
 // is told: it keeps a session, sends again what was not acknowledged, in
 // order, and remembers every acknowledgement.
 type peer struct {
@@ -18,12 +19,16 @@ type peer struct {
 	lis net.Listener
 	wg  sync.WaitGroup
 
+	v5       bool
 	window   int  // messages in flight at most
 	connack  byte // answer to CONNECT
 	suback   func(filter string) byte
 	forget   bool // no session is kept
 	kickAt   int  // close connections after this many acknowledgements; 0: never
 	greeting []byte
+
+	reason     string              // of CONNACK, MQTT 5
+	properties packets5.Properties // of every PUBLISH, MQTT 5
 
 	mu        sync.Mutex
 	conn      net.Conn
@@ -36,6 +41,8 @@ type peer struct {
 	pubrecs   map[uint16]bool
 	nextID    uint16
 	subscribe chan string
+	connects5 []*packets5.Connect
+	received  []*packets.PublishPacket // what the client published
 }
 
 func newPeer(t *testing.T) *peer {
@@ -103,7 +110,7 @@ func (p *peer) pump() {
 		if pub.Qos > 0 {
 			p.inflight = append(p.inflight, pub)
 		}
-		if pub.Write(p.conn) != nil {
+		if p.write(p.conn, pub) != nil {
 			return
 		}
 	}
@@ -112,7 +119,7 @@ func (p *peer) pump() {
 func (p *peer) serve(conn net.Conn) {
 	defer conn.Close()
 	for {
-		packet, err := packets.ReadPacket(conn)
+		packet, err := p.read(conn)
 		if err != nil {
 			return
 		}
@@ -143,12 +150,12 @@ func (p *peer) answer(conn net.Conn, packet packets.ControlPacket) bool {
 		for _, topic := range m.Topics {
 			p.subscribe <- topic
 		}
-		return ack.Write(conn) == nil
+		return p.write(conn, ack) == nil
 	case *packets.UnsubscribePacket:
 		p.gone = append(p.gone, m.Topics...)
 		ack := packets.NewControlPacket(packets.Unsuback).(*packets.UnsubackPacket)
 		ack.MessageID = m.MessageID
-		return ack.Write(conn) == nil
+		return p.write(conn, ack) == nil
 	case *packets.PubackPacket:
 		p.settle(m.MessageID)
 		return p.kickAt == 0 || len(p.acked)%p.kickAt != 0
@@ -156,11 +163,13 @@ func (p *peer) answer(conn net.Conn, packet packets.ControlPacket) bool {
 		p.pubrecs[m.MessageID] = true
 		rel := packets.NewControlPacket(packets.Pubrel).(*packets.PubrelPacket)
 		rel.MessageID = m.MessageID
-		return rel.Write(conn) == nil
+		return p.write(conn, rel) == nil
 	case *packets.PubcompPacket:
 		p.settle(m.MessageID)
+	case *packets.PublishPacket:
+		p.received = append(p.received, m)
 	case *packets.PingreqPacket:
-		return packets.NewControlPacket(packets.Pingresp).Write(conn) == nil
+		return p.write(conn, packets.NewControlPacket(packets.Pingresp)) == nil
 	case *packets.DisconnectPacket:
 		return false
 	}
@@ -173,7 +182,7 @@ func (p *peer) connect(conn net.Conn, m *packets.ConnectPacket) bool {
 	resumed := len(p.connects) > 0 && !m.CleanSession && !p.forget
 	ack.SessionPresent = resumed
 	p.connects = append(p.connects, m)
-	if ack.Write(conn) != nil || p.connack != 0 {
+	if p.write(conn, ack) != nil || p.connack != 0 {
 		return false
 	}
 	if p.greeting != nil {
@@ -187,11 +196,11 @@ func (p *peer) connect(conn net.Conn, m *packets.ConnectPacket) bool {
 		if p.pubrecs[pub.MessageID] {
 			rel := packets.NewControlPacket(packets.Pubrel).(*packets.PubrelPacket)
 			rel.MessageID = pub.MessageID
-			rel.Write(conn)
+			p.write(conn, rel)
 			continue
 		}
 		pub.Dup = true
-		pub.Write(conn)
+		p.write(conn, pub)
 	}
 	p.pump()
 	return true

@@ -2,6 +2,7 @@ package mqtt
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -68,13 +69,14 @@ func (p *pump) stop(ctx context.Context) {
 type load struct {
 	batch *sources.Batcher
 	msgs  []*message
+	todo  []*message // taken from the buffer, not decoded yet
 	bytes int
 }
 
 func (p *pump) run(ctx context.Context) error {
 	l := &load{batch: sources.NewBatcher(sources.BatchRecords, sources.BatchWait)}
 	err := p.gather(ctx, l)
-	p.s.buf.putBack(l.msgs)
+	p.s.buf.putBack(append(l.msgs, l.todo...))
 	return err
 }
 
@@ -86,7 +88,12 @@ func (p *pump) gather(ctx context.Context, l *load) error {
 			return p.failure
 		default:
 		}
-		if msg := p.s.buf.next(); msg != nil {
+		if len(l.todo) == 0 {
+			l.todo = p.s.buf.take(sources.BatchRecords)
+		}
+		if len(l.todo) > 0 {
+			msg := l.todo[0]
+			l.todo = l.todo[1:]
 			if p.add(l, msg) {
 				if err := p.send(ctx, l); err != nil {
 					return err
@@ -125,6 +132,13 @@ func (p *pump) add(l *load, msg *message) (full bool) {
 		p.s.status.Fail(reason, 1)
 		p.s.status.Add(metricDecodeErrors, 1)
 	}
+	if len(recs) == 0 {
+		// There is nothing to be made durable.
+		l.msgs = l.msgs[:len(l.msgs)-1]
+		p.s.status.Add(metricMessages, 1)
+		p.s.buf.settle([]*message{msg})
+		return false
+	}
 	for _, r := range recs {
 		full = l.batch.Add(r)
 	}
@@ -143,12 +157,15 @@ func (p *pump) send(ctx context.Context, l *load) error {
 	if l.batch.Len() == 0 {
 		return nil
 	}
+	if err := p.s.mapper.save(); err != nil {
+		return err
+	}
 	msgs, bytes := l.msgs, l.bytes
 	recs := l.batch.Take()
 	p.s.status.Read(len(recs), bytes)
 	p.s.status.Add(metricMessages, float64(len(msgs)))
 	done := func(err error) {
-		if err != nil && err != sources.ErrDropped {
+		if err != nil && !errors.Is(err, sources.ErrDropped) {
 			p.s.buf.putBack(msgs)
 			p.fail(fmt.Errorf("the pipeline did not take a batch of %d messages: %w", len(msgs), err))
 			return

@@ -2,25 +2,41 @@ package mqtt
 
 import (
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"github.com/edgehost/edgehost/abi"
 	"github.com/edgehost/edgehost/sources"
+	"github.com/edgehost/edgehost/sources/mqtt/sparkplug"
 )
 
 // topicCacheSize bounds what is remembered of topics: a publisher may invent
 // topics without end.
 const topicCacheSize = 10000
 
+// attrClockSkew is by how many milliseconds the payload's time is ahead of ours,
+// when that is more than max_clock_skew_seconds.
+const attrClockSkew = "clock_skew_ms"
+
 // mapper turns messages into records. It belongs to one goroutine, but for
 // lastSeen.
 type mapper struct {
-	source string
-	tags   map[string]string
-	rules  []*rule
-	cache  map[string]*topicInfo
+	source  string
+	tags    map[string]string
+	rules   []*rule
+	cache   map[string]*topicInfo
+	maxSkew int64 // microseconds; 0: clocks are not compared
+	status  *sources.Status
+	log     *slog.Logger
+	now     func() time.Time
+
+	host     *sparkplug.Host // nil until the first Sparkplug message
+	hostConn uint64          // connection of the last one
+	tables   string          // directory of the host
+	ask      func(topic string)
 }
 
 // rule is one configured topic, ready for use.
@@ -31,6 +47,9 @@ type rule struct {
 	template template
 	tags     map[string]string
 	lastSeen atomic.Int64 // microseconds since the Unix epoch; 0: never
+
+	sparkplug bool
+	rebirth   bool // an edge node may be asked for a rebirth
 }
 
 // topicInfo is what is the same for all messages of a topic.
@@ -39,16 +58,21 @@ type topicInfo struct {
 	attrs   []abi.Attr
 	sensor  int // index of sensor_name in attrs
 	rules   []*rule
+
+	sparkplug, rebirth bool // of the first rule
 }
 
-func newMapper(source string, tags map[string]string, cfg Config) (*mapper, error) {
-	m := &mapper{source: source, tags: tags, cache: map[string]*topicInfo{}}
+func newMapper(tags map[string]string, s *Source, tables string) (*mapper, error) {
+	m := &mapper{source: s.name, tags: tags, cache: map[string]*topicInfo{}, maxSkew: int64(s.cfg.MaxClockSkewSeconds * 1e6),
+		status: s.status, log: s.log, now: func() time.Time { return s.now() }, tables: tables, ask: s.ask}
+	cfg := s.cfg
 	for i, t := range cfg.Topics {
 		d, err := newDecoder(t.Payload)
 		if err != nil {
 			return nil, fmt.Errorf("topics[%d].payload: %w", i, err)
 		}
-		r := &rule{topic: t.Topic, filter: strings.Split(t.Topic, "/"), decoder: d, tags: t.Tags}
+		r := &rule{topic: t.Topic, filter: strings.Split(t.Topic, "/"), decoder: d, tags: t.Tags,
+			sparkplug: t.Payload.Format == formatSparkplug, rebirth: t.Payload.Rebirth == nil || *t.Payload.Rebirth}
 		if t.TopicTemplate != "" {
 			if r.template, err = parseTemplate(t.TopicTemplate); err != nil {
 				return nil, fmt.Errorf("topics[%d].topic_template: %w", i, err)
@@ -66,7 +90,7 @@ func (m *mapper) info(topic string) *topicInfo {
 		return info
 	}
 	levels := strings.Split(topic, "/")
-	info := &topicInfo{decoder: m.rules[0].decoder}
+	info := &topicInfo{decoder: m.rules[0].decoder, sparkplug: m.rules[0].sparkplug, rebirth: m.rules[0].rebirth}
 	var named map[string]string
 	var tags map[string]string
 	for _, r := range m.rules {
@@ -78,6 +102,7 @@ func (m *mapper) info(topic string) *topicInfo {
 			continue
 		}
 		info.decoder, tags = r.decoder, r.tags
+		info.sparkplug, info.rebirth = r.sparkplug, r.rebirth
 		if r.template != nil {
 			named, _ = r.template.read(levels)
 		}
@@ -95,9 +120,13 @@ func (m *mapper) info(topic string) *topicInfo {
 	return info
 }
 
-// records returns the records of msg: at least one, whatever it holds. ok is
-// false when the payload could not be read as configured.
+// records returns the records of msg: at least one, whatever it holds, unless
+// it is Sparkplug B. ok is false when the payload could not be read as
+// configured.
 func (m *mapper) records(msg *message) (recs []abi.Record, ok bool) {
+	if msg.records != nil {
+		return msg.records, true
+	}
 	info := m.info(msg.topic)
 	for _, r := range info.rules {
 		r.lastSeen.Store(msg.arrived)
@@ -106,6 +135,11 @@ func (m *mapper) records(msg *message) (recs []abi.Record, ok bool) {
 		r := m.record(msg, info, 4)
 		bad(&r, sources.StatusBadTooLarge, fmt.Sprintf("payload too large (%d bytes)", msg.tooLarge))
 		return []abi.Record{r}, false
+	}
+	if info.sparkplug {
+		recs, ok = m.sparkplugRecords(msg, info)
+		msg.records = recs
+		return recs, ok
 	}
 	samples, err := info.decoder.decode(msg.payload)
 	if err != nil {
@@ -118,14 +152,18 @@ func (m *mapper) records(msg *message) (recs []abi.Record, ok bool) {
 	for i, s := range samples {
 		recs[i] = m.record(msg, info, 6)
 		s.fill(&recs[i], info)
+		m.stamp(&recs[i], s.time, true)
 	}
 	return recs, true
 }
 
 // record is msg without its value, with room for extra attributes.
 func (m *mapper) record(msg *message, info *topicInfo, extra int) abi.Record {
-	attrs := make([]abi.Attr, len(info.attrs), len(info.attrs)+extra)
+	attrs := make([]abi.Attr, len(info.attrs), len(info.attrs)+len(msg.attrs)+extra)
 	copy(attrs, info.attrs)
+	for _, a := range msg.attrs {
+		attrs = sources.SetAttr(attrs, a.Key, a.Value)
+	}
 	attrs = append(attrs,
 		abi.Attr{Key: abi.AttrQoS, Value: abi.Int(int64(msg.qos))},
 		abi.Attr{Key: abi.AttrRetain, Value: abi.Bool(msg.retained)})
@@ -139,10 +177,6 @@ func (s sample) fill(r *abi.Record, info *topicInfo) {
 	if s.unit != "" {
 		r.Attrs = sources.SetAttr(r.Attrs, abi.AttrUnit, abi.String(s.unit))
 	}
-	if s.time != 0 {
-		r.EventTime = s.time
-		r.Attrs = append(r.Attrs, abi.Attr{Key: abi.AttrTimestampMS, Value: abi.Int(s.time / 1000)})
-	}
 	if s.path != "" {
 		name := r.Attrs[info.sensor].Value.Text()
 		r.Attrs[info.sensor].Value = abi.String(name + "." + s.path)
@@ -150,6 +184,21 @@ func (s sample) fill(r *abi.Record, info *topicInfo) {
 	}
 	if s.raw {
 		r.Attrs = append(r.Attrs, abi.Attr{Key: abi.AttrRaw, Value: s.value})
+	}
+}
+
+// stamp sets the time that the payload gives, in microseconds since the Unix
+// epoch; 0 leaves that of arrival. When the two are further apart than clocks
+// may be and live is set, the record says so.
+func (m *mapper) stamp(r *abi.Record, at int64, live bool) {
+	if at == 0 {
+		return
+	}
+	r.EventTime = at
+	r.Attrs = append(r.Attrs, abi.Attr{Key: abi.AttrTimestampMS, Value: abi.Int(at / 1000)})
+	if skew := at - r.IngestTime; live && m.maxSkew > 0 && max(skew, -skew) > m.maxSkew {
+		r.Attrs = append(r.Attrs, abi.Attr{Key: attrClockSkew, Value: abi.Int(skew / 1000)})
+		m.status.Add(metricSkewed, 1)
 	}
 }
 

@@ -1,8 +1,8 @@
 // Package mqtt reads topics of an MQTT broker.
 //
-// The library's handler must never wait (the broker would time us out), so it
-// only puts messages into a bounded buffer; one goroutine, the pump, makes
-// records of them and emits. The broker gets its acknowledgement when the
+// Reading must never wait for the pipeline (the broker would time us out), so
+// the guard in front of the MQTT library only puts messages into a bounded
+// buffer; one goroutine, the pump, makes records of them and emits. The broker gets its acknowledgement when the
 // pipeline has made the record durable, in order of arrival, and keeps a
 // session for us under a stable client id: what was not acknowledged comes
 // again after any outage, ours included. When the buffer is full a persistent
@@ -21,12 +21,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"strings"
 	"time"
 
-	paho "github.com/eclipse/paho.mqtt.golang"
-
 	"github.com/edgehost/edgehost/sources"
+	"github.com/edgehost/edgehost/sources/mqtt/sparkplug"
 )
 
 // Metrics of this protocol, and the reasons under which it counts failures.
@@ -36,6 +34,8 @@ const (
 	metricUnacked      = "mqtt_unacked"
 	metricDropped      = "mqtt_dropped_total"
 	metricDecodeErrors = "mqtt_decode_errors_total"
+	metricRebirths     = "mqtt_sparkplug_rebirths_total" // rebirths that were asked for
+	metricSkewed       = "mqtt_clock_skew_total"         // records whose time is too far from ours
 
 	reasonBufferFull = "buffer_full"
 	reasonTooLarge   = "too_large"
@@ -47,6 +47,13 @@ const (
 // what it has, so that a clean restart does not make the broker send it again.
 const settleTime = time.Second
 
+// maxCommands is how many commands wait for a connection at most.
+const maxCommands = 100
+
+// goodbyeTime is how long a broker that does not read may hold up the end of a
+// connection.
+const goodbyeTime = time.Second
+
 // Deps is what a source needs from its host.
 type Deps struct {
 	Status *sources.Status
@@ -56,7 +63,8 @@ type Deps struct {
 	// every other. Not needed when the configuration names a client id.
 	HostID string
 	// StateDir, when not "", keeps the names of the subscriptions of a persistent
-	// session, so that those that leave the configuration leave the broker too.
+	// session, so that those that leave the configuration leave the broker too,
+	// and what Sparkplug births have told.
 	StateDir string
 }
 
@@ -73,7 +81,8 @@ type Source struct {
 	status    *sources.Status
 	log       *slog.Logger
 	now       func() time.Time
-	flaps     int // connections in a row that the broker ended at once
+	commands  chan string // topics of Sparkplug commands to be published
+	flaps     int         // connections in a row that the broker ended at once
 }
 
 var _ sources.Source = (*Source)(nil)
@@ -90,7 +99,8 @@ func New(name, endpoint string, tags map[string]string, cfg Config, deps Deps) (
 	cfg = cfg.withDefaults()
 	s := &Source{name: name, cfg: cfg, status: deps.Status, log: deps.Logger, now: deps.Now,
 		subs: subscriptions(cfg.Topics), clientID: cfg.ClientID,
-		buf: newBuffer(cfg.BufferMaxMessages, max(bufferBytes, 2*cfg.MaxPayloadBytes))}
+		commands: make(chan string, maxCommands),
+		buf:      newBuffer(cfg.BufferMaxMessages, max(bufferBytes, 2*cfg.MaxPayloadBytes))}
 	if s.now == nil {
 		s.now = time.Now
 	}
@@ -102,7 +112,7 @@ func New(name, endpoint string, tags map[string]string, cfg Config, deps Deps) (
 	}
 	s.filters = newFilterFile(deps.StateDir, s.clientID)
 	var err error
-	if s.mapper, err = newMapper(name, tags, cfg); err != nil {
+	if s.mapper, err = newMapper(tags, s, tablesDir(deps.StateDir, s.clientID)); err != nil {
 		return nil, fmt.Errorf("configure source %s: %w", name, err)
 	}
 	for _, raw := range append([]string{endpoint}, cfg.Endpoints...) {
@@ -148,7 +158,7 @@ func (s *Source) connections(ctx context.Context, p *pump) error {
 		if !c.resumed {
 			s.buf.newSession()
 		}
-		if err = s.serve(ctx, c, p); err != errBufferFull {
+		if err = s.serve(ctx, c, p); !errors.Is(err, errBufferFull) {
 			return err
 		}
 		s.status.Report(s.log, sources.Degraded,
@@ -167,19 +177,14 @@ func (s *Source) countLeft() {
 	}
 }
 
-// receive is the library's handler: it must not wait.
-func (s *Source) receive(c *connection, number uint64, m paho.Message) {
-	// MQTT demands UTF-8 topics, and records do; not every broker checks.
-	msg := &message{conn: number, topic: strings.ToValidUTF8(m.Topic(), "\uFFFD"), payload: m.Payload(), id: m.MessageID(), qos: m.Qos(), retained: m.Retained(),
-		dup: m.Duplicate(), arrived: sources.Micros(s.now()), ack: m.Ack}
-	if len(msg.payload) > s.cfg.MaxPayloadBytes {
-		msg.tooLarge = c.guard.trueSize()
-		msg.payload = nil
-	}
-	if msg.dup {
+// receive gets the messages of the connection with this number, on the
+// goroutine that reads it: it must not wait.
+func (s *Source) receive(number uint64, m *message) {
+	m.conn, m.arrived = number, sources.Micros(s.now())
+	if m.dup {
 		s.status.Add(metricRedelivered, 1)
 	}
-	if s.buf.push(msg) == dropped {
+	if s.buf.push(m) == dropped {
 		s.status.Fail(reasonBufferFull, 1)
 		s.status.Add(metricDropped, 1)
 	}
@@ -191,7 +196,7 @@ func (s *Source) serve(ctx context.Context, c *connection, p *pump) error {
 	stopAcks, acksStopped := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(acksStopped)
-		s.buf.acker(c.client.IsConnectionOpen, stopAcks)
+		s.write(c, stopAcks)
 	}()
 	err := s.watch(ctx, c, p)
 	if ctx.Err() != nil {
@@ -201,6 +206,29 @@ func (s *Source) serve(ctx context.Context, c *connection, p *pump) error {
 	<-acksStopped
 	c.close()
 	return err
+}
+
+// write acknowledges to the broker what settles, until stop closes: what one
+// commit of the pipeline settles leaves in one write. What is not acknowledged
+// when the connection ends is when the broker sends it again.
+func (s *Source) write(c *connection, stop <-chan struct{}) {
+	for stopped := false; !stopped; {
+		select {
+		case <-stop:
+			stopped = true
+		case <-s.buf.ackReady:
+		case <-c.guard.queued:
+		case topic := <-s.commands:
+			c.guard.enqueue(publishPacket(c.guard.v5, topic, sparkplug.Rebirth(uint64(s.now().UnixMilli()))))
+		}
+		if !c.client.open() {
+			continue
+		}
+		if err := c.guard.send(s.buf.takeAcks(), s.cfg.connectTimeout()); err != nil {
+			c.lose(fmt.Errorf("acknowledge: %w", err))
+			_ = c.guard.Close()
+		}
+	}
 }
 
 func (s *Source) watch(ctx context.Context, c *connection, p *pump) error {

@@ -85,6 +85,11 @@ func run(t *testing.T, s *Source, emit sources.Emit) (stop func()) {
 func awaitState(t *testing.T, st *sources.Status, want sources.State, words ...string) sources.Snapshot {
 	t.Helper()
 	var got sources.Snapshot
+	defer func() {
+		if t.Failed() {
+			t.Logf("the last state was %s: %s", got.State, got.Detail)
+		}
+	}()
 	eventually(t, fmt.Sprintf("state %s with %q", want, words), func() bool {
 		got = st.Snapshot()
 		return got.State == want && !slices.ContainsFunc(words, func(w string) bool { return !strings.Contains(got.Detail, w) })

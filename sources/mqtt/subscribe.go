@@ -13,12 +13,8 @@ import (
 	"strings"
 	"time"
 
-	paho "github.com/eclipse/paho.mqtt.golang"
-
 	"github.com/edgehost/edgehost/sources"
 )
-
-const subackFailure = 0x80 // MQTT 3.1.1, section 3.9.3
 
 // subscribe asks for all filters and returns those that the broker refuses.
 // When it refuses all of them, that is an error of authorisation.
@@ -28,28 +24,17 @@ func (s *Source) subscribe(ctx context.Context, c *connection) (refused []string
 			return nil, err
 		}
 	}
-	// The library waits when it hands a packet to the network, so asking has a
-	// goroutine of its own.
-	asked := make(chan []paho.Token, 1)
-	go func() {
-		var tokens []paho.Token
-		for _, sub := range s.subs {
-			tokens = append(tokens, c.client.Subscribe(sub.filter, sub.qos, nil))
-		}
-		asked <- tokens
-	}()
-	tokens, err := await(ctx, c, s.cfg.connectTimeout(), asked)
+	refusals, err := ask(ctx, c, s.cfg.connectTimeout(), func(ctx context.Context) ([]string, error) { return c.client.subscribe(ctx, s.subs) })
 	if err != nil {
 		return nil, err
 	}
-	for i, token := range tokens {
-		if err := awaitToken(ctx, c, s.cfg.connectTimeout(), token); err != nil {
-			return nil, fmt.Errorf("subscribe to %s: %w", s.subs[i].filter, err)
-		}
-		for _, granted := range token.(*paho.SubscribeToken).Result() {
-			if granted == subackFailure {
-				refused = append(refused, s.subs[i].filter)
-			}
+	for i, refusal := range refusals {
+		switch refusal {
+		case "":
+		case "refused":
+			refused = append(refused, s.subs[i].filter)
+		default:
+			refused = append(refused, s.subs[i].filter+" ["+refusal+"]")
 		}
 	}
 	if len(refused) == len(s.subs) {
@@ -72,12 +57,7 @@ func (s *Source) unsubscribeOld(ctx context.Context, c *connection) error {
 	}
 	gone := slices.DeleteFunc(slices.Clone(old), func(f string) bool { return slices.Contains(current, f) })
 	if c.resumed && len(gone) > 0 {
-		asked := make(chan paho.Token, 1)
-		go func() { asked <- c.client.Unsubscribe(gone...) }()
-		token, err := await(ctx, c, s.cfg.connectTimeout(), asked)
-		if err == nil {
-			err = awaitToken(ctx, c, s.cfg.connectTimeout(), token)
-		}
+		_, err := ask(ctx, c, s.cfg.connectTimeout(), func(ctx context.Context) (struct{}, error) { return struct{}{}, c.client.unsubscribe(ctx, gone) })
 		if err != nil {
 			return fmt.Errorf("unsubscribe from %s: %w", strings.Join(gone, ", "), err)
 		}
@@ -89,27 +69,46 @@ func (s *Source) unsubscribeOld(ctx context.Context, c *connection) error {
 	return s.filters.write(current)
 }
 
-func awaitToken(ctx context.Context, c *connection, timeout time.Duration, token paho.Token) error {
-	if _, err := await(ctx, c, timeout, token.Done()); err != nil {
-		return err
+// ask runs request while the connection stands. The libraries wait without end
+// when they hand a packet to the network, so it has a goroutine of its own,
+// which ends with the connection at the latest.
+func ask[T any](ctx context.Context, c *connection, timeout time.Duration, request func(context.Context) (T, error)) (T, error) {
+	type answer struct {
+		value T
+		err   error
 	}
-	return token.Error()
-}
-
-// await receives from ch while the connection stands.
-func await[T any](ctx context.Context, c *connection, timeout time.Duration, ch <-chan T) (T, error) {
+	limited, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	answered := make(chan answer, 1)
+	go func() {
+		value, err := request(limited)
+		answered <- answer{value, err}
+	}()
 	var zero T
 	select {
-	case v := <-ch:
-		return v, nil
-	case <-ctx.Done():
-		return zero, ctx.Err()
+	case a := <-answered:
+		if a.err != nil && limited.Err() == nil {
+			// The loss of the connection is the reason when there is one.
+			select {
+			case err := <-c.lost:
+				return zero, fmt.Errorf("lost the connection to %s: %w", c.to.url, err)
+			case <-time.After(lossTime):
+			}
+		}
+		return a.value, a.err
 	case err := <-c.lost:
 		return zero, fmt.Errorf("lost the connection to %s: %w", c.to.url, err)
-	case <-time.After(timeout):
+	case <-limited.Done():
+		if ctx.Err() != nil {
+			return zero, ctx.Err()
+		}
 		return zero, fmt.Errorf("broker %s did not answer within %s", c.to.url, timeout)
 	}
 }
+
+// lossTime is how long the loss of a connection may be told after a request
+// that failed by it.
+const lossTime = 200 * time.Millisecond
 
 // report sets the state of a connection that stands: topics that the broker
 // refused, and topics that it granted but is silent about, as brokers are that
@@ -159,8 +158,20 @@ func newFilterFile(dir, clientID string) filterFile {
 	if dir == "" {
 		return ""
 	}
+	return filterFile(statePath(dir, clientID) + ".json")
+}
+
+// tablesDir is where the tables of Sparkplug edge nodes are kept; "" keeps none.
+func tablesDir(dir, clientID string) string {
+	if dir == "" {
+		return ""
+	}
+	return statePath(dir, clientID) + "-sparkplug"
+}
+
+func statePath(dir, clientID string) string {
 	sum := sha256.Sum256([]byte(clientID))
-	return filterFile(filepath.Join(dir, "mqtt-"+hex.EncodeToString(sum[:8])+".json"))
+	return filepath.Join(dir, "mqtt-"+hex.EncodeToString(sum[:8]))
 }
 
 func (f filterFile) read() ([]string, error) {

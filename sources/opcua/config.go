@@ -126,7 +126,9 @@ type NodeConfig struct {
 	// Types keeps variables of these built-in types only (Double, Int32, …).
 	Types             []string `yaml:"types"`
 	IncludeProperties bool     `yaml:"include_properties"`
-	RebrowseSeconds   int      `yaml:"rebrowse_seconds"`
+	// RebrowseSeconds is for servers that do not tell of changes of their
+	// address space; model change events are followed in any case.
+	RebrowseSeconds int `yaml:"rebrowse_seconds"`
 }
 
 // EventConfig subscribes to the events of one node.

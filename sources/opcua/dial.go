@@ -191,7 +191,7 @@ func (d *dialer) activate(ctx context.Context, c *opcua.Client, ep *ua.EndpointD
 		return false, err
 	}
 	if s == nil {
-		return false, &refusal{kind: refusedTrust, msg: "server could not prove that it holds the key of its certificate: another machine may be answering for it"}
+		return false, unproven(ep.ServerCertificate)
 	}
 	shown, _ := splitChain(sessionCertificate(s))
 	leaf, _ := splitChain(ep.ServerCertificate)
@@ -206,6 +206,20 @@ func (d *dialer) activate(ctx context.Context, c *opcua.Client, ep *ua.EndpointD
 	}
 	d.session, d.sessionOwn = s, own.thumbprint()
 	return false, nil
+}
+
+// unproven says why the library made no session although the server answered:
+// it could not check the server's signature. It cannot read a certificate that
+// comes with its issuers, and most servers show the same in the endpoint, shown,
+// as in the session.
+func unproven(shown []byte) error {
+	msg := "server could not prove that it holds the key of its certificate: another machine may be answering for it, " +
+		"or the server sends its certificate together with those of its issuers, which cannot be read here: have it send its own certificate only"
+	if _, issuers := splitChain(shown); len(issuers) > 0 {
+		msg = "server sends its certificate together with those of its issuers, and such a session cannot be checked here: " +
+			"have the server send its own certificate only"
+	}
+	return &refusal{kind: refusedTrust, msg: msg}
 }
 
 func orUnknown(err error) error {

@@ -3,8 +3,10 @@ package opcua
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"io"
 	"net"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -96,5 +98,26 @@ func TestPasswordInClearIsRefused(t *testing.T) {
 	d.cfg.AllowPlaintextPassword = true
 	if _, _, err := d.sessionConfig(e); err != nil {
 		t.Errorf("allowed, but refused: %v", err)
+	}
+}
+
+// TestUnprovenServer: a server that sends its chain is not called an impostor.
+func TestUnprovenServer(t *testing.T) {
+	leaf, issuer := selfSigned(t, time.Now().Add(time.Hour)), selfSigned(t, time.Now().Add(time.Hour))
+	for name, c := range map[string]struct {
+		shown        []byte
+		want, reject string
+	}{
+		"chain": {slices.Concat(leaf.Raw, issuer.Raw), "together with those of its issuers", "another machine"},
+		"leaf":  {leaf.Raw, "another machine may be answering", ""},
+	} {
+		err := unproven(c.shown)
+		var r *refusal
+		if !errors.As(err, &r) || r.kind != refusedTrust {
+			t.Errorf("%s: %v is no refusal of trust", name, err)
+		}
+		if !strings.Contains(err.Error(), c.want) || c.reject != "" && strings.Contains(err.Error(), c.reject) {
+			t.Errorf("%s: %q", name, err)
+		}
 	}
 }

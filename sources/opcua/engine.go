@@ -61,6 +61,7 @@ type engine struct {
 	renewed          func() bool // link.renewed
 	nextProbe        time.Time
 	nextRebrowse     map[int]time.Time
+	lastModelBrowse  time.Time // when a model change asked for a browse
 	backfill         bool
 	backfilling      bool
 	forcedPoll       bool
@@ -192,7 +193,7 @@ func (e *engine) announce() {
 		}
 	}
 	slices.Sort(p.Failed)
-	src.status.Gauge(metricItems, float64(len(src.plan.items)))
+	src.status.Gauge(metricItems, float64(src.plan.read()))
 	e.push(message{head: p})
 }
 
@@ -394,12 +395,21 @@ func (e *engine) accept(sub *subscription, m *ua.NotificationMessage) {
 			}
 		case *ua.EventNotificationList:
 			for _, ev := range body.Events {
-				if it := sub.items[ev.ClientHandle]; it != nil && it.event != nil {
+				it := sub.items[ev.ClientHandle]
+				switch {
+				case it == nil || it.event == nil:
+				case it.modelChange:
+					e.src.plan.changed = e.src.plan.changed || tellsModelChange(ev.EventFields)
+				default:
 					it.delivered, it.lastAt = true, now
 					out.records = append(out.records, it.eventRecord(e.src.name, &e.src.cfg, ev.EventFields, now))
 				}
 			}
 		case *ua.StatusChangeNotification:
+			if body.Status == ua.StatusGoodSubscriptionTransferred && sub.moved {
+				sub.moved = false
+				continue // to us
+			}
 			e.lose(sub, statusName(body.Status))
 		}
 	}

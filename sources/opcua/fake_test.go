@@ -25,7 +25,8 @@ const (
 var errWeird = errors.New("opcua: invalid type id: 30")
 
 func (f *fakeServer) holdsWeird(s *fakeSub, m *ua.NotificationMessage) bool {
-	return slices.ContainsFunc(m.NotificationData[0].Value.(*ua.DataChangeNotification).MonitoredItems, func(v *ua.MonitoredItemNotification) bool {
+	values, ok := m.NotificationData[0].Value.(*ua.DataChangeNotification)
+	return ok && slices.ContainsFunc(values.MonitoredItems, func(v *ua.MonitoredItemNotification) bool {
 		return f.weird[s.items[v.ClientHandle]]
 	})
 }
@@ -52,12 +53,14 @@ type fakeServer struct {
 	acked      []uint32
 	hold       map[uint32]bool // sequence numbers that are not sent, only kept
 	refuse     map[string]ua.StatusCode
+	children   map[string][]string // what a browse finds below a folder
 }
 
 type fakeSub struct {
 	seq       uint32
 	items     map[uint32]string // client handle to node
 	queue     []*ua.MonitoredItemNotification
+	events    []*ua.EventFieldList
 	kept      map[uint32]*ua.NotificationMessage
 	interval  time.Duration
 	keepalive time.Duration
@@ -113,6 +116,45 @@ func (f *fakeServer) set(node string, v any) {
 	f.changed()
 }
 
+// raise sends an event of a standard type from node to everyone who monitors it.
+func (f *fakeServer) raise(node string, eventType uint32) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, s := range f.subs {
+		for h, n := range s.items {
+			if n == node {
+				s.events = append(s.events, &ua.EventFieldList{ClientHandle: h, EventFields: []*ua.Variant{ua.MustVariant(ns0(eventType))}})
+			}
+		}
+	}
+	f.changed()
+}
+
+// grow puts a new variable below a folder.
+func (f *fakeServer) grow(folder, node string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.values[node] = uint32(0)
+	f.children[folder] = append(f.children[folder], node)
+}
+
+func (f *fakeServer) browse(r *ua.BrowseRequest) *ua.BrowseResponse {
+	out := &ua.BrowseResponse{}
+	for _, n := range r.NodesToBrowse {
+		res := &ua.BrowseResult{}
+		if children := f.children[n.NodeID.String()]; n.BrowseDirection == ua.BrowseDirectionForward && children != nil {
+			f.calls["Browse"]++
+			for _, c := range children {
+				id := ua.MustParseNodeID(c)
+				res.References = append(res.References, &ua.ReferenceDescription{ReferenceTypeID: ns0(idHierarchicalReferences), NodeID: &ua.ExpandedNodeID{NodeID: id},
+					BrowseName: &ua.QualifiedName{NamespaceIndex: 1, Name: c}, NodeClass: ua.NodeClassVariable})
+			}
+		}
+		out.Results = append(out.Results, res)
+	}
+	return out
+}
+
 func (f *fakeServer) value(node string) *ua.DataValue {
 	v, ok := f.values[node]
 	if !ok {
@@ -140,11 +182,7 @@ func (f *fakeServer) Send(ctx context.Context, req ua.Request) (ua.Response, err
 	case *ua.ReadRequest:
 		return f.read(r)
 	case *ua.BrowseRequest:
-		out := &ua.BrowseResponse{}
-		for range r.NodesToBrowse {
-			out.Results = append(out.Results, &ua.BrowseResult{})
-		}
-		return out, nil
+		return f.browse(r), nil
 	case *ua.CreateSubscriptionRequest:
 		f.calls["CreateSubscription"]++
 		if f.noSubs {
@@ -176,6 +214,10 @@ func (f *fakeServer) Send(ctx context.Context, req ua.Request) (ua.Response, err
 		out := &ua.TransferSubscriptionsResponse{}
 		for _, id := range r.SubscriptionIDs {
 			if s := f.subs[id]; s != nil {
+				// What the old session is told, and nobody there reads.
+				s.seq++
+				s.kept[s.seq] = &ua.NotificationMessage{SequenceNumber: s.seq, NotificationData: []*ua.ExtensionObject{
+					{Value: &ua.StatusChangeNotification{Status: ua.StatusGoodSubscriptionTransferred}}}}
 				out.Results = append(out.Results, &ua.TransferResult{AvailableSequenceNumbers: s.available()})
 			} else {
 				out.Results = append(out.Results, &ua.TransferResult{StatusCode: ua.StatusBadSubscriptionIDInvalid})
@@ -221,6 +263,8 @@ func (f *fakeServer) read(r *ua.ReadRequest) (ua.Response, error) {
 			v = &ua.DataValue{Value: ua.MustVariant(f.started)}
 		case n.NodeID.Namespace() == 0 && n.NodeID.IntID() == idServerState:
 			v = &ua.DataValue{Value: ua.MustVariant(int32(0))}
+		case n.AttributeID == ua.AttributeIDNodeClass && f.children[id] != nil:
+			v = &ua.DataValue{Value: ua.MustVariant(int32(ua.NodeClassObject))}
 		case n.AttributeID == ua.AttributeIDValue:
 			v = f.value(id)
 		}
@@ -248,7 +292,9 @@ func (f *fakeServer) createItems(r *ua.CreateMonitoredItemsRequest) (ua.Response
 			res.StatusCode = st
 		} else {
 			s.items[handle] = node
-			s.queue = append(s.queue, &ua.MonitoredItemNotification{ClientHandle: handle, Value: f.value(node)})
+			if it.ItemToMonitor.AttributeID != ua.AttributeIDEventNotifier {
+				s.queue = append(s.queue, &ua.MonitoredItemNotification{ClientHandle: handle, Value: f.value(node)})
+			}
 		}
 		out.Results = append(out.Results, res)
 	}
@@ -310,6 +356,12 @@ func (f *fakeServer) next() (*ua.PublishResponse, time.Duration) {
 		return nil, due
 	}
 	for id, s := range f.subs {
+		if len(s.events) > 0 {
+			s.seq++
+			m := &ua.NotificationMessage{SequenceNumber: s.seq, NotificationData: []*ua.ExtensionObject{{Value: &ua.EventNotificationList{Events: s.events}}}}
+			s.events, s.kept[s.seq], s.last = nil, m, time.Now()
+			return &ua.PublishResponse{SubscriptionID: id, AvailableSequenceNumbers: s.available(), NotificationMessage: m}, 0
+		}
 		if len(s.queue) > 0 {
 			n := min(len(s.queue), 20)
 			if f.readable > 0 {

@@ -35,9 +35,9 @@ func (e *engine) startBackfill(ctx context.Context) {
 		if it.history && it.event == nil && from > 0 {
 			holes = append(holes, hole{it: it, from: time.UnixMicro(from + 1), to: now})
 		}
-		it.gapFrom = 0
 	}
 	if len(holes) == 0 {
+		e.endBackfill()
 		return
 	}
 	e.backfilling = true
@@ -49,6 +49,18 @@ func (e *engine) startBackfill(ctx context.Context) {
 		case <-ctx.Done():
 		}
 	})
+}
+
+// endBackfill closes the holes, unless another opened meanwhile. When the
+// connection is lost before that, the next one reads them again.
+func (e *engine) endBackfill() {
+	e.backfilling = false
+	if e.backfill {
+		return
+	}
+	for _, it := range e.src.plan.items {
+		it.gapFrom = 0
+	}
 }
 
 func (e *engine) readHoles(ctx context.Context, s *session, holes []hole) error {

@@ -3,6 +3,7 @@
 package opcua
 
 import (
+	"flag"
 	"net/url"
 	"path/filepath"
 	"strings"
@@ -169,23 +170,46 @@ func TestRenewedCertificate(t *testing.T) {
 	wantNothingLost(t, checkCounters(t, r.col, 10), r)
 }
 
-// TestServerRestartedOften: after each of five restarts, with the namespaces in
-// turns, values flow again without help.
-func TestServerRestartedOften(t *testing.T) {
+// restarts is how often TestSmokeServerRestartedOften restarts the server: few
+// in a smoke run, -restarts=50 by hand.
+var restarts = flag.Int("restarts", 3, "restarts of the server in TestSmokeServerRestartedOften")
+
+// TestSmokeServerRestartedOften: after each restart, with the namespaces in
+// turns and in every other round without a node, the values of all nodes that
+// are there flow again without help, and the one that is not is named.
+func TestSmokeServerRestartedOften(t *testing.T) {
+	const gone = "nsu=urn:edgehost:test;s=Counter2"
 	p := startPeer(t, map[string]any{"counters": 3})
 	r := run(t, p.url, counterConfig(3), &collector{})
 	r.awaitState(t, sources.Connected)
-	for i := range 5 {
+	round, got := 0, map[string]int{}
+	defer func() { t.Logf("round %d of %d, values %v, status %+v", round, *restarts, got, r.status.Snapshot()) }()
+	for i := range *restarts {
+		round = i + 1
 		p.kill()
 		r.awaitState(t, sources.Reconnecting)
-		p.opts["namespaces"] = []string{"urn:edgehost:test", "urn:b"}
+		want, state := 3, sources.Connected
+		p.opts["namespaces"], p.opts["without"] = []string{"urn:edgehost:test", "urn:b"}, []string{}
 		if i%2 == 0 {
-			p.opts["namespaces"] = []string{"urn:b", "urn:edgehost:test"}
+			want, state = 2, sources.Degraded
+			p.opts["namespaces"], p.opts["without"] = []string{"urn:b", "urn:edgehost:test"}, []string{"Counter2"}
 		}
+		// What the last connection left to the pipeline still comes.
+		since := time.Now().UnixMicro()
 		p.start(t)
-		r.awaitState(t, sources.Connected)
-		before := len(r.col.all())
-		eventually(t, "new values", 20*time.Second, func() bool { return len(r.col.all()) > before+10 })
+		r.awaitState(t, state)
+		eventually(t, "new values of all nodes that are there", 20*time.Second, func() bool {
+			clear(got)
+			for _, rec := range r.col.all() {
+				if rec.Status == 0 && rec.IngestTime > since {
+					got[rec.Address]++
+				}
+			}
+			return len(got) == want
+		})
+		if want == 2 && (got[gone] > 0 || !strings.Contains(r.status.Snapshot().Detail, "Counter2")) {
+			t.Errorf("round %d: the removed node delivered %d values; status %+v", round, got[gone], r.status.Snapshot())
+		}
 	}
 }
 

@@ -27,6 +27,8 @@ type plan struct {
 	lost []lostNode
 	// truncated are recursive nodes with more variables than max_nodes.
 	truncated []string
+	// changed says that the address space is no longer what was browsed.
+	changed bool
 }
 
 type lostNode struct {
@@ -101,6 +103,9 @@ func (s *session) makePlan(ctx context.Context, src *Source, only []int) (*plan,
 	}
 	if only == nil {
 		p.items = append(p.items, s.eventItems(src)...)
+		if it := s.modelChangeItem(); it != nil {
+			p.items = append(p.items, it)
+		}
 	}
 	giveHandles(p.items)
 	return p, nil
@@ -366,6 +371,9 @@ func giveHandles(items []*item) {
 
 // key tells an item from the others of its source.
 func (it *item) key() string {
+	if it.modelChange {
+		return "model changes"
+	}
 	if it.event != nil {
 		return "event " + it.node.String()
 	}

@@ -84,7 +84,9 @@ func (e *engine) take(f fetched) error {
 				it.lastCode = uint32(ua.StatusBad)
 			}
 		}
-		e.backfilling = e.backfilling && !f.done
+		if f.done {
+			e.endBackfill()
+		}
 		return nil
 	}
 	e.lastService = now
@@ -103,7 +105,9 @@ func (e *engine) take(f fetched) error {
 	}
 	if f.history {
 		e.src.status.Add(metricBackfilled, float64(len(out)))
-		e.backfilling = !f.done
+		if f.done {
+			e.endBackfill()
+		}
 	}
 	if len(out) > 0 {
 		e.src.status.Read(len(out), 0)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -257,6 +258,18 @@ func TestRebrowse(t *testing.T) {
 			}
 		}
 		return false
+	})
+}
+
+// TestRebrowseOnModelChange: the server says that a variable was added, and
+// nothing is browsed on a clock.
+func TestRebrowseOnModelChange(t *testing.T) {
+	p := startPeer(t, map[string]any{"counters": 1, "versioned": true})
+	r := run(t, p.url, plain(NodeConfig{BrowsePath: "Objects/2:Plant", Recursive: true, Exclude: []string{"Gone"}}), &collector{})
+	r.awaitState(t, sources.Connected)
+	p.tell(t, "add Late")
+	eventually(t, "the new variable", 20*time.Second, func() bool {
+		return slices.ContainsFunc(r.col.all(), func(rec abi.Record) bool { return rec.Address == "ns=2;s=Late" })
 	})
 }
 

@@ -32,7 +32,9 @@ type item struct {
 	types   *typeSystem
 	enum    enumNames
 	event   *eventFilter // events instead of values
-	history bool         // the server historises the value
+	// modelChange says that the events are for us: they make no records.
+	modelChange bool
+	history     bool // the server historises the value
 
 	// attrs are those of every record; good are attrs for a Good value, ready
 	// to be shared by records.

@@ -73,6 +73,8 @@ func (e *engine) restore(ctx context.Context, resumed bool) error {
 		}
 	}
 	src.asked = true
+	// Holes whose history the last connection did not finish reading.
+	e.backfill = e.backfill || slices.ContainsFunc(src.plan.items, func(it *item) bool { return it.gapFrom > 0 })
 	return e.fill(ctx)
 }
 
@@ -152,6 +154,7 @@ func (e *engine) transfer(ctx context.Context) error {
 			continue
 		}
 		e.src.status.Add(metricResumes, 1)
+		sub.moved = true
 		sub.reattached(time.Now())
 		if err := e.catchUp(ctx, sub, results[i].AvailableSequenceNumbers); err != nil {
 			return err
@@ -205,6 +208,7 @@ func (e *engine) takeOver(ctx context.Context, p resumePoint) error {
 			e.lose(&subscription{id: sub.id, next: sub.next}, statusName(r.StatusCode))
 			continue
 		}
+		sub.moved = true
 		sub.reattached(time.Now())
 		e.src.subs = append(e.src.subs, sub)
 		if err := e.catchUp(ctx, sub, r.AvailableSequenceNumbers); err != nil {

@@ -14,7 +14,6 @@ import (
 const (
 	idRootFolder             = 84
 	idObjectsFolder          = 85
-	idReferences             = 31
 	idHierarchicalReferences = 33
 	idHasSubtype             = 45
 	idHasProperty            = 46

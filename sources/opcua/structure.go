@@ -25,9 +25,8 @@ func (r *rawBody) Decode(b []byte) (int, error) {
 // Encode returns the bytes that were decoded.
 func (r *rawBody) Encode() ([]byte, error) { return r.b, nil }
 
-// The kinds of a structure (StructureType, Part 3, 8.49).
+// The kinds of a structure beyond the plain one, 0 (StructureType, Part 3, 8.49).
 const (
-	structPlain    = 0
 	structOptional = 1
 	structUnion    = 2
 	structSubtyped = 3

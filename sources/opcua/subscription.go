@@ -36,6 +36,10 @@ type subscription struct {
 
 	lastAt time.Time // when the last response came
 	gone   bool      // the server no longer has it
+	// moved says that we transferred it from another session. The server tells
+	// that session of it with a notification of the subscription (Part 4, 5.13.7);
+	// when nobody is there to read it, we are the ones who get it.
+	moved bool
 }
 
 // after reports whether sequence number a comes after b; they wrap.
@@ -117,8 +121,7 @@ func (e *engine) createItems(ctx context.Context, items []*item) error {
 	for len(items) > 0 {
 		sub, room := e.roomySubscription()
 		if sub == nil {
-			var err error
-			if sub, err = e.createSubscription(ctx); err != nil {
+			if _, err := e.createSubscription(ctx); err != nil {
 				if noSubscriptions(err) {
 					e.src.log.Warn("server has no subscriptions; polling instead")
 					e.pollInstead(items)
@@ -202,6 +205,10 @@ func (e *engine) createIn(ctx context.Context, sub *subscription, items []*item)
 // created takes the server's answer for one item.
 func (e *engine) created(sub *subscription, it *item, r *ua.MonitoredItemCreateResult, now time.Time) {
 	it.status, it.failed = r.StatusCode, r.StatusCode>>30 == 2
+	if it.failed && it.modelChange {
+		e.src.log.Debug("server does not tell of changes of its address space", "status", statusName(r.StatusCode))
+		return
+	}
 	if it.failed {
 		if !it.told {
 			it.told = true
@@ -275,6 +282,7 @@ func (e *engine) lose(sub *subscription, why string) {
 func (e *engine) gap(messages int) {
 	e.src.status.Add(metricGaps, float64(messages))
 	e.backfill = true
+	e.src.plan.changed = e.src.plan.changed || e.src.plan.watchesModel()
 	for _, it := range e.src.plan.items {
 		if it.gapFrom == 0 {
 			it.gapFrom = it.lastEvent

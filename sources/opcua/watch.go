@@ -134,7 +134,7 @@ func (e *engine) retry(ctx context.Context) error {
 	p := e.src.plan
 	var failed []*item
 	for _, it := range p.items {
-		if it.failed && !e.polls(it) {
+		if it.failed && !e.polls(it) && !(it.modelChange && e.forcedPoll) {
 			it.failed = false
 			failed = append(failed, it)
 		}
@@ -193,10 +193,17 @@ func (e *engine) findTypes(ctx context.Context) error {
 }
 
 // rebrowse looks for new and removed variables below nodes with
-// rebrowse_seconds.
+// rebrowse_seconds when their time has come, and below every recursive node
+// when the server said that its address space changed.
 func (e *engine) rebrowse(ctx context.Context, now time.Time) error {
 	var due []int
+	changed := e.modelChanged(now)
 	for i, n := range e.src.cfg.Nodes {
+		if changed && n.Recursive {
+			e.nextRebrowse[i] = now.Add(time.Duration(n.RebrowseSeconds) * time.Second)
+			due = append(due, i)
+			continue
+		}
 		if n.RebrowseSeconds == 0 {
 			continue
 		}
@@ -213,6 +220,9 @@ func (e *engine) rebrowse(ctx context.Context, now time.Time) error {
 	}
 	if err := e.replan(ctx, due, true); err != nil {
 		return err
+	}
+	if changed {
+		e.src.plan.changed = false
 	}
 	return e.fill(ctx)
 }
@@ -380,6 +390,9 @@ func (e *engine) health(now time.Time) (sources.State, string) {
 	working, values, waiting := 0, 0, 0
 	var last time.Time
 	for _, it := range p.items {
+		if it.modelChange {
+			continue
+		}
 		if it.failed {
 			bad = append(bad, it.address+" ("+statusName(it.status)+")")
 			continue
@@ -399,7 +412,7 @@ func (e *engine) health(now time.Time) (sources.State, string) {
 		bad = append(bad, l.text+" ("+l.why+")")
 	}
 	e.src.status.Gauge(metricItemsBad, float64(len(bad)))
-	total := len(p.items) + len(p.lost)
+	total := p.read() + len(p.lost)
 	switch stale := e.src.deps.StaleAfter; {
 	case working == 0 && total == 0:
 		return sources.Stalled, "the configuration matches no variable on the server: check browse_path, include and exclude"

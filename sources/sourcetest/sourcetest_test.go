@@ -2,6 +2,7 @@ package sourcetest
 
 import (
 	"context"
+	"errors"
 	"os"
 	"os/exec"
 	"strings"
@@ -145,7 +146,7 @@ func (m *model) Run(ctx context.Context, emit sources.Emit) error {
 }
 
 func (m *model) settle(numbers []int, err error) {
-	safe := err == nil || err == sources.ErrDropped && m.fault != repeats
+	safe := err == nil || errors.Is(err, sources.ErrDropped) && m.fault != repeats
 	switch {
 	case safe && m.fault != acksNever && m.fault != acksEarly:
 		m.ack(numbers)

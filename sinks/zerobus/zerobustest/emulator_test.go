@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -172,7 +173,7 @@ func headers(t *testing.T, e *Emulator, table string) metadata.MD {
 }
 
 func (r rpc) send(msg []byte) {
-	if err := r.stream.SendMsg(&msg); err != nil && err != io.EOF { // the reason follows
+	if err := r.stream.SendMsg(&msg); err != nil && !errors.Is(err, io.EOF) { // the reason follows
 		r.t.Fatal(err)
 	}
 }
@@ -182,7 +183,7 @@ func (r rpc) end() (acks []uint64, err error) {
 	for {
 		var msg []byte
 		if err := r.stream.RecvMsg(&msg); err != nil {
-			if err == io.EOF {
+			if errors.Is(err, io.EOF) {
 				err = nil
 			}
 			return acks, err

@@ -10,7 +10,7 @@ const readline = require("readline");
 const o = Object.assign({
   port: 0, dir: "", counters: 10, everyMs: 100, idle: 0, namespaces: ["urn:edgehost:test"], without: [],
   secure: false, anonymous: true, limits: {}, types: false, history: false, events: false, conformance: false,
-  cycle: 0, autoAccept: true, autoAcceptUsers: true,
+  cycle: 0, versioned: false, autoAccept: true, autoAcceptUsers: true,
 }, JSON.parse(process.argv[2] || "{}"));
 
 const S = opcua.SecurityPolicy;
@@ -51,7 +51,7 @@ async function main() {
   const spaces = {};
   for (const uri of o.namespaces) spaces[uri] = space.registerNamespace(uri);
   const ns = spaces["urn:edgehost:test"];
-  const plant = ns.addFolder(space.rootFolder.objects, { browseName: "Plant", nodeId: "s=Plant" });
+  const plant = ns.addFolder(space.rootFolder.objects, { browseName: "Plant", nodeId: "s=Plant", nodeVersion: o.versioned ? "1" : undefined });
   const counters = [], extra = {};
   let n = 0;
   for (let i = 0; i < o.counters; i++) {
