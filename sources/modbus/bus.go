@@ -95,8 +95,10 @@ type member struct {
 }
 
 // tally is what was counted since it was settled: counting in the status costs
-// too much for every poll of a bus that is never idle.
+// too much for every poll of a bus that is never idle. It is at most gatherTime
+// and one poll behind.
 type tally struct {
+	since           time.Time // begin of the first poll of it
 	polls, requests int
 	spent           time.Duration
 }
@@ -311,10 +313,13 @@ func (b *bus) tick(m *member, g *pollGroup, now time.Time) {
 		return
 	}
 	took := max(0, b.lastEnd.Sub(now)) // less than no time: nothing was sent
+	if m.tally.polls == 0 {
+		m.tally.since = now
+	}
 	m.tally.polls++
 	m.tally.requests += p.requests
 	m.tally.spent += took
-	if err != nil || took >= gatherTime {
+	if err != nil || now.Add(took).Sub(m.tally.since) >= gatherTime {
 		m.settle()
 	}
 	if len(p.out) > 0 {
