@@ -1,7 +1,6 @@
 package modbus
 
 import (
-	"container/heap"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -96,8 +95,10 @@ type member struct {
 }
 
 // tally is what was counted since it was settled: counting in the status costs
-// too much for every poll of a bus that is never idle.
+// too much for every poll of a bus that is never idle. It is at most gatherTime
+// and one poll behind.
 type tally struct {
+	since           time.Time // begin of the first poll of it
 	polls, requests int
 	spent           time.Duration
 }
@@ -211,7 +212,7 @@ func (b *bus) run() {
 			continue
 		}
 		now := time.Now()
-		if wait := t.group.next.Sub(now); wait > 0 {
+		if wait := t.at.Sub(now); wait > 0 {
 			b.knockAll()
 			b.sleep(wait)
 			continue
@@ -220,7 +221,7 @@ func (b *bus) run() {
 			b.knockAll()
 		}
 		b.tick(t.member, t.group, now)
-		heap.Fix(&b.schedule, 0)
+		b.schedule.settle()
 	}
 }
 
@@ -236,16 +237,16 @@ func (b *bus) knockAll() {
 
 // next returns the group with the earliest deadline; ok is false when there is
 // none. A new member's groups are due at once.
-func (b *bus) next() (t due, ok bool) {
+func (b *bus) next() (t *due, ok bool) {
 	if b.changed.Swap(false) {
 		b.buses.mu.Lock()
 		b.schedule = newSchedule(b.members)
 		b.buses.mu.Unlock()
 	}
 	if len(b.schedule) == 0 {
-		return due{}, false
+		return nil, false
 	}
-	return b.schedule[0], true
+	return &b.schedule[0], true
 }
 
 // sleep waits for d, or until the members change.
@@ -312,10 +313,13 @@ func (b *bus) tick(m *member, g *pollGroup, now time.Time) {
 		return
 	}
 	took := max(0, b.lastEnd.Sub(now)) // less than no time: nothing was sent
+	if m.tally.polls == 0 {
+		m.tally.since = now
+	}
 	m.tally.polls++
 	m.tally.requests += p.requests
 	m.tally.spent += took
-	if err != nil || took >= gatherTime {
+	if err != nil || now.Add(took).Sub(m.tally.since) >= gatherTime {
 		m.settle()
 	}
 	if len(p.out) > 0 {

@@ -1,48 +1,58 @@
 package modbus
 
 import (
-	"cmp"
-	"container/heap"
+	"slices"
+	"time"
 )
 
-// schedule is the groups of a bus by their deadlines, the earliest first, so
-// that none starves however long the others take. Groups with the same deadline
-// keep their order. It belongs to the bus's goroutine and implements
-// heap.Interface.
+// schedule is the groups of a bus by their deadlines, as a binary heap with the
+// earliest first, so that none starves however long the others take. Groups with
+// the same deadline keep their order. It belongs to the bus's goroutine, which
+// asks it before every poll.
 type schedule []due
 
-// due is a group's place in a schedule.
+// due is a group and its deadline.
 type due struct {
+	at     time.Time
+	order  int
 	member *member
 	group  *pollGroup
-	order  int
 }
 
 func newSchedule(members []*member) schedule {
 	var s schedule
 	for _, m := range members {
 		for _, g := range m.groups {
-			s = append(s, due{m, g, len(s)})
+			s = append(s, due{g.next, len(s), m, g})
 		}
 	}
-	heap.Init(&s)
+	// What is sorted is a heap.
+	slices.SortStableFunc(s, func(a, b due) int { return a.at.Compare(b.at) })
 	return s
 }
 
-func (s schedule) Len() int      { return len(s) }
-func (s schedule) Swap(i, j int) { s[i], s[j] = s[j], s[i] }
-
-func (s schedule) Less(i, j int) bool {
-	return cmp.Or(s[i].group.next.Compare(s[j].group.next), cmp.Compare(s[i].order, s[j].order)) < 0
+func (a *due) before(b *due) bool {
+	c := a.at.Compare(b.at)
+	return c < 0 || c == 0 && a.order < b.order
 }
 
-// Push and Pop are for heap.Interface: a schedule is made whole.
-func (s *schedule) Push(x any) { *s = append(*s, x.(due)) }
-
-// Pop is Push's counterpart.
-func (s *schedule) Pop() any {
-	last := len(*s) - 1
-	t := (*s)[last]
-	*s = (*s)[:last]
-	return t
+// settle moves the first group to its place after its deadline has moved on.
+func (s schedule) settle() {
+	d := s[0]
+	d.at = d.group.next
+	i := 0
+	for {
+		child := 2*i + 1
+		if child >= len(s) {
+			break
+		}
+		if child+1 < len(s) && s[child+1].before(&s[child]) {
+			child++
+		}
+		if !s[child].before(&d) {
+			break
+		}
+		s[i], i = s[child], child
+	}
+	s[i] = d
 }
