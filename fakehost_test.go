@@ -49,7 +49,7 @@ func newFakeHost() *fakeHost {
 			Queued:  control.QueueDepth{Records: 2, Bytes: 20},
 			Modules: []control.ModuleInUse{{Name: "scale", Digest: "00112233445566778899", Calls: 5, Faults: 1, Seconds: 0.25, Fuel: 1000, Memory: 65536}},
 			Ledger:  control.PipelineLedger{Name: "line1", Read: 100, Transformed: 90, Filtered: 5, Rejected: 1, Held: 3, Dropped: 1, Emitted: 91, Balanced: true}}},
-		Destinations: []control.DestinationStatus{{Name: "c.s.t", Sink: "zerobus", State: control.DestinationConnected, Since: someday,
+		Destinations: []control.DestinationStatus{{Name: "c.s.t", Sink: "zerobus", State: control.DestinationConnected,
 			Breaker: control.BreakerStatus{State: control.BreakerClosed}, Queue: control.QueueDepth{Records: 40, Bytes: 4000},
 			Memory: control.QueueDepth{Records: 10, Bytes: 1000}, Oldest: someday, LastDelivered: someday, BytesOnDisk: 12345678,
 			Latency: control.Histogram{Bounds: []float64{0.1, 1}, Counts: []uint64{3, 4}, Count: 5, Sum: 2.5},

@@ -141,6 +141,8 @@ type Host struct {
 
 	modulesMu sync.Mutex // one upload, activation or rollback at a time
 
+	filling filling
+
 	readyMu sync.Mutex
 	ready   bool
 }

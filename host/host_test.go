@@ -12,6 +12,7 @@ import (
 	"github.com/edgehost/edgehost/abi"
 	"github.com/edgehost/edgehost/host/control"
 	"github.com/edgehost/edgehost/sinks"
+	"github.com/edgehost/edgehost/spool"
 )
 
 func TestDeliverWithoutModules(t *testing.T) {
@@ -426,29 +427,49 @@ func TestFullDeadLetterQueue(t *testing.T) {
 	r.balanced(control.Ledger{Read: 40, DeadLettered: 40})
 }
 
+// TestFullDeadLetterQueueOfDestination: refused records that cannot be
+// dead-lettered hold their destination and go on when there is room.
 func TestFullDeadLetterQueueOfDestination(t *testing.T) {
 	r := newRig(t)
-	r.letterBytes = 2048
+	r.letterBytes = 8192
 	r.main.setRefuse(func(a string) bool { return a == "bad" })
 	r.start()
-	batch := recs("bad", 0, 30)
-	r.must(r.feed.give(t, batch...))
+	r.must(r.feed.give(t, recs("bad", 0, 20)...))
+	r.until("the first are dead-lettered", func(s control.Status) bool { return s.Ledger.DeadLettered == 20 })
+	r.must(r.feed.give(t, recs("bad", 20, 20)...))
 	s := r.until("held", func(s control.Status) bool { return s.Destinations[0].State == control.DestinationHeld })
-	if !s.Ledger.Balanced || s.Status != control.Unhealthy {
-		t.Fatalf("status %s, ledger %+v", s.Status, s.Ledger)
+	if l := s.Ledger; !l.Balanced || s.Status != control.Unhealthy || l.DeadLettered != 20 || l.Waiting != 20 {
+		t.Fatalf("status %s, ledger %+v", s.Status, l)
 	}
-	for range 30 {
-		if _, err := r.host.PurgeDeadLetters(t.Context(), control.DeadLetterFilter{}); err != nil {
-			t.Fatal(err)
-		}
-		if r.status().Ledger.Waiting == 0 {
-			break
-		}
+	n, err := r.host.PurgeDeadLetters(t.Context(), control.DeadLetterFilter{})
+	r.must(err)
+	if n != 20 {
+		t.Fatalf("purged %d", n)
 	}
-	r.restart()
-	s = r.status()
-	if !s.Ledger.Balanced {
-		t.Fatalf("ledger %+v", s.Ledger)
+	r.balanced(control.Ledger{Read: 40, DeadLettered: 40})
+	if got := r.status().DeadLetters.Entries; got != 20 {
+		t.Fatalf("%d dead letters are left, 20 came after the purge", got)
+	}
+}
+
+func TestTimeToFull(t *testing.T) {
+	var f filling
+	at := time.Unix(1000, 0)
+	for i, step := range []struct {
+		after       time.Duration
+		used, limit uint64
+		want        float64
+	}{
+		{0, 100, 1000, 0},                 // the first look
+		{time.Second, 500, 1000, 0},       // too early to say
+		{20 * time.Second, 300, 1000, 70}, // 10 a second, 700 left
+		{25 * time.Second, 990, 1000, 70}, // too early for another
+		{40 * time.Second, 300, 1000, 0},  // does not grow
+		{60 * time.Second, 400, 0, 0},     // no cap
+	} {
+		if got := f.estimate(at.Add(step.after), step.used, step.limit); got != step.want {
+			t.Errorf("step %d: %v seconds, want %v", i, got, step.want)
+		}
 	}
 }
 
@@ -552,4 +573,37 @@ func TestFullSpool(t *testing.T) {
 		t.Fatal("records are missing or out of order")
 	}
 	r.balanced(control.Ledger{Read: uint64(n * 20), Delivered: uint64(n * 20)})
+}
+
+// TestDamagedFrame: a frame that does not open any more is dead-lettered in its
+// turn, what is behind it flows, and a replay says what it could not send.
+func TestDamagedFrame(t *testing.T) {
+	r := newRig(t)
+	r.main.setDown(true)
+	r.start()
+	r.must(r.feed.give(t, recs("a", 0, 5)...))
+	q := r.host.destinations[mainTable].queue
+	owner := spool.Owner{ID: r.host.pipelines[0].commit.id, Seq: 1}
+	appended := make(chan error, 1)
+	q.Append(spool.Frame{Owner: owner, Count: 3, Payload: []byte("no frame at all")}, func(_ uint64, err error) { appended <- err })
+	r.must(<-appended)
+	q.Commit(owner.ID, owner.Seq)
+	r.must(r.feed.give(t, recs("a", 5, 5)...))
+	r.main.setDown(false)
+	if got := values(r.main.wait(t, 10)); !slices.Equal(got, numbers(0, 10)) {
+		t.Fatalf("got %v", got)
+	}
+	r.until("settled", func(s control.Status) bool { return s.Ledger.Waiting == 0 && s.Ledger.DeadLettered == 3 })
+	letters, err := r.host.DeadLetters(t.Context(), control.DeadLetterFilter{Reason: "tamper_or_corrupt"})
+	r.must(err)
+	if len(letters) != 1 || letters[0].Destination != mainTable {
+		t.Fatalf("dead letters %+v", letters)
+	}
+	if _, err := r.host.ReplayDeadLetters(t.Context(), control.DeadLetterFilter{IDs: []string{letters[0].ID}}); control.CodeOf(err) != control.Invalid {
+		t.Fatalf("a letter without a record was replayed: %v", err)
+	}
+	res, err := r.host.Replay(t.Context(), control.ReplayRequest{Destination: mainTable, Rate: 1_000_000})
+	if err == nil || !strings.Contains(err.Error(), "3 kept records are damaged") || res.Records != 10 {
+		t.Fatalf("replay %+v: %v", res, err)
+	}
 }

@@ -83,14 +83,15 @@ func (d *destination) replay(ctx context.Context, r control.ReplayRequest) (cont
 
 // kept calls send with the acknowledged records that the request selects.
 func (d *destination) kept(ctx context.Context, r control.ReplayRequest, send func([]sinks.Record, int) error) error {
-	end := d.queue.Head()
+	end, damaged := d.queue.Head(), uint64(0)
 	rd := d.queue.Reader(max(d.queue.Oldest(), r.FromSeq))
 	defer rd.Close()
 	for at := max(d.queue.Oldest(), r.FromSeq); at < end; {
 		f, err := rd.Next(ctx)
-		var damaged *spool.DamagedFrame
-		if errors.As(err, &damaged) {
-			at = damaged.Base + damaged.Count
+		var bad *spool.DamagedFrame
+		if errors.As(err, &bad) {
+			at = bad.Base + bad.Count
+			damaged += bad.Count
 			continue
 		}
 		if err != nil {
@@ -99,7 +100,8 @@ func (d *destination) kept(ctx context.Context, r control.ReplayRequest, send fu
 		at = f.Base + uint64(f.Count)
 		recs, err := decodeFrame(f.Payload, f.Base, f.Count)
 		if err != nil {
-			continue // it was delivered and does not open any more
+			damaged += uint64(f.Count)
+			continue
 		}
 		selected := recs[:0]
 		for _, rec := range recs {
@@ -114,6 +116,9 @@ func (d *destination) kept(ctx context.Context, r control.ReplayRequest, send fu
 		if err := send(selected, len(f.Payload)*len(selected)/len(recs)); err != nil {
 			return err
 		}
+	}
+	if damaged > 0 {
+		return fmt.Errorf("%d kept records are damaged and were not sent again; they had been delivered before", damaged)
 	}
 	return nil
 }

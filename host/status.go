@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/edgehost/edgehost/host/control"
@@ -34,9 +35,41 @@ func (h *Host) Status(context.Context) (control.Status, error) {
 		s.Spool.Bytes += ds.BytesOnDisk
 		s.Destinations = append(s.Destinations, ds)
 	}
+	for _, p := range h.pipelines {
+		s.Spool.Bytes += p.held.Stat().DiskBytes
+	}
+	s.Spool.SecondsToFull = h.filling.estimate(time.Now(), s.Spool.Bytes, s.Spool.Cap)
 	s.DeadLetters = h.deadLetterStatus()
 	h.judge(&s)
 	return s, nil
+}
+
+// filling estimates from one status to a later one how fast the spool grows.
+type filling struct {
+	mu      sync.Mutex
+	at      time.Time
+	used    uint64
+	seconds float64
+}
+
+// fillWindow is the least time over which growth is measured.
+const fillWindow = 10 * time.Second
+
+// estimate returns how many seconds the cap lasts at the present rate, 0 when
+// the spool does not grow, has no cap, or was not watched long enough.
+func (f *filling) estimate(now time.Time, used, limit uint64) float64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	span := now.Sub(f.at)
+	if span < fillWindow {
+		return f.seconds
+	}
+	f.seconds = 0
+	if !f.at.IsZero() && used > f.used && limit > used {
+		f.seconds = float64(limit-used) / (float64(used-f.used) / span.Seconds())
+	}
+	f.at, f.used = now, used
+	return f.seconds
 }
 
 func (h *Host) sourceStatus(sc SourceConfig) control.SourceStatus {

@@ -12,9 +12,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"os"
+	"os/exec"
 	"os/signal"
 	"slices"
+	"time"
 
 	"github.com/edgehost/edgehost/sources/isolate"
 )
@@ -100,4 +103,25 @@ func (r *report) print(f figure) error {
 func median(values []float64) float64 {
 	slices.Sort(values)
 	return values[len(values)/2]
+}
+
+// startPeer starts a server and waits until it listens on port. stop ends it.
+func startPeer(cmd *exec.Cmd, port string) (stop func(), err error) {
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	stop = func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait() // says that it was killed
+	}
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		c, err := net.Dial("tcp", "127.0.0.1:"+port)
+		if err == nil {
+			return stop, c.Close()
+		}
+		if time.Now().After(deadline) {
+			stop()
+			return nil, fmt.Errorf("wait for it: %w", err)
+		}
+	}
 }

@@ -105,23 +105,10 @@ func startModbusPeers(ctx context.Context, dir string) (p modbusPeers, stop func
 		return p, nil, fmt.Errorf("free the port: %w", err)
 	}
 	cmd := exec.Command(server, image, "tcp", p.port)
-	if err := cmd.Start(); err != nil {
+	if stop, err = startPeer(cmd, p.port); err != nil {
 		return p, nil, fmt.Errorf("start server: %w", err)
 	}
-	stop = func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait() // says that it was killed
-	}
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		c, err := net.Dial("tcp", "127.0.0.1:"+p.port)
-		if err == nil {
-			return p, stop, c.Close()
-		}
-		if time.Now().After(deadline) {
-			stop()
-			return p, nil, fmt.Errorf("wait for server: %w", err)
-		}
-	}
+	return p, stop, nil
 }
 
 // contender polls for one turn and returns its rate; cost is the processor time

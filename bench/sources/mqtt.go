@@ -84,23 +84,10 @@ func startMQTTPeers(dir string) (p mqttPeers, stop func(), err error) {
 		}
 	}
 	cmd := exec.Command("mosquitto", "-c", conf)
-	if err := cmd.Start(); err != nil {
+	if stop, err = startPeer(cmd, p.port); err != nil {
 		return p, nil, fmt.Errorf("start mosquitto (run conformance/install-mqtt.sh): %w", err)
 	}
-	stop = func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait() // says that it was killed
-	}
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		c, err := net.Dial("tcp", "127.0.0.1:"+p.port)
-		if err == nil {
-			return p, stop, c.Close()
-		}
-		if time.Now().After(deadline) {
-			stop()
-			return p, nil, fmt.Errorf("wait for mosquitto: %w", err)
-		}
-	}
+	return p, stop, nil
 }
 
 // subscriber receives the messages of one turn: start returns when it is

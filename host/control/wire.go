@@ -160,11 +160,10 @@ const (
 
 // DestinationStatus is one table that the host delivers to.
 type DestinationStatus struct {
-	Name   string    `json:"name"` // catalog.schema.table
-	Sink   string    `json:"sink"` // zerobus or file
-	State  string    `json:"state"`
-	Detail string    `json:"detail,omitempty"`
-	Since  time.Time `json:"since"`
+	Name   string `json:"name"` // catalog.schema.table
+	Sink   string `json:"sink"` // zerobus or file
+	State  string `json:"state"`
+	Detail string `json:"detail,omitempty"`
 
 	Breaker BreakerStatus `json:"breaker"`
 	Queue   QueueDepth    `json:"queue"`  // waiting for delivery: memory and spool together
@@ -216,10 +215,9 @@ type SpoolStatus struct {
 
 // DeadLetterStatus sums up the dead-letter queue.
 type DeadLetterStatus struct {
-	Entries uint64    `json:"entries"`
-	Bytes   uint64    `json:"bytes"`
-	Cap     uint64    `json:"cap"` // in bytes
-	Oldest  time.Time `json:"oldest"`
+	Entries uint64 `json:"entries"`
+	Bytes   uint64 `json:"bytes"`
+	Cap     uint64 `json:"cap"` // in bytes
 	// Total counts, by reason, what was ever dead-lettered.
 	Total map[string]uint64 `json:"total,omitempty"`
 }
