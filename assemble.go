@@ -244,7 +244,8 @@ func (g *gateway) destination(t zerobus.Target, plans []pipelinePlan) (host.Dest
 // tableSchema returns the columns of a table: those that the configuration
 // lists, else those of the bronze table of the one protocol that feeds it.
 func (c *config) tableSchema(t zerobus.Target, plans []pipelinePlan) (zerobus.Schema, error) {
-	if s, ok := c.schema(t); ok {
+	if columns := c.columns(t); columns != nil {
+		s, _ := zerobus.SchemaOf(t, "", columns) // checked
 		return s, nil
 	}
 	fed := map[string]bool{}

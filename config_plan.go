@@ -95,15 +95,15 @@ func targets(plans []pipelinePlan) []zerobus.Target {
 	return slices.SortedFunc(maps.Values(all), func(a, b zerobus.Target) int { return cmp.Compare(a.String(), b.String()) })
 }
 
-// schema returns the columns that the configuration lists for a table.
-func (c *config) schema(t zerobus.Target) (zerobus.Schema, bool) {
+// columns returns the columns that the configuration lists for a table, nil when
+// it lists none.
+func (c *config) columns(t zerobus.Target) []zerobus.ColumnConfig {
 	for _, table := range c.Tables {
 		if strings.EqualFold(table.Name, t.String()) {
-			s, _ := zerobus.SchemaOf(t, "", table.Columns) // checked
-			return s, true
+			return table.Columns
 		}
 	}
-	return zerobus.Schema{}, false
+	return nil
 }
 
 // credentials returns what the sink asks for every token. A secret in a file is

@@ -15,7 +15,7 @@ import (
 func configCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "config",
-		Usage: "check a configuration file",
+		Usage: "check a configuration file, and make its tables",
 		Subcommands: []*cli.Command{{
 			Name:      "check",
 			Usage:     "say everything that is wrong with a file, and what it comes to",
@@ -25,7 +25,7 @@ func configCommand() *cli.Command {
 				"Example:\n   edgehost config check config/connector.yaml --strict",
 			Flags:  []cli.Flag{jsonFlag(), &cli.BoolFlag{Name: "strict", Usage: "refuse what is not secure"}},
 			Action: configCheck,
-		}},
+		}, configTablesCommand()},
 	}
 }
 
