@@ -1,12 +1,16 @@
 package sources
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
+	"sync"
 	"syscall"
+	"time"
 )
 
 // DialError words a failure to reach endpoint for the person who has to mend
@@ -36,4 +40,101 @@ func dialHint(err error) string {
 func isTimeout(err error) bool {
 	var n net.Error
 	return errors.As(err, &n) && n.Timeout()
+}
+
+// Peered is a Source whose Run connects to peers that listen on TCP. While it
+// waits between two attempts, its supervisor looks whether one of them is back.
+type Peered interface {
+	Source
+	// Peers returns the addresses, host:port, that Run tries; none when it does
+	// not use TCP. It is called before the first Run.
+	Peers() []string
+}
+
+const (
+	// A look is a connection that is closed at once. The pause between two looks
+	// is spread by half, so that a fleet of gateways does not come back as one.
+	lookPause   = time.Second
+	lookTimeout = time.Second
+	// lookRest is for devices with few connections to give: they need a moment to
+	// see that the look's is closed.
+	lookRest = 100 * time.Millisecond
+)
+
+// lookout notices that a peer which did not accept connections accepts them
+// again. It remembers from one wait to the next who did not: a peer that accepts
+// and then fails us is no reason to hurry. One goroutine uses it.
+type lookout struct {
+	peers []string
+	dial  func(ctx context.Context, peer string) error // nil: it accepts
+	away  map[string]bool
+}
+
+func newLookout(src Source) *lookout {
+	l := &lookout{dial: dialTCP, away: map[string]bool{}}
+	if p, ok := src.(Peered); ok {
+		l.peers = p.Peers()
+	}
+	return l
+}
+
+func dialTCP(ctx context.Context, peer string) error {
+	conn, err := new(net.Dialer).DialContext(ctx, "tcp", peer)
+	if err != nil {
+		return err
+	}
+	return conn.Close()
+}
+
+// forget says that what was seen of the peers holds no more.
+func (l *lookout) forget() { clear(l.away) }
+
+// wait returns true when a peer is back, but not before least, and false after
+// most or when ctx ends.
+func (l *lookout) wait(ctx context.Context, least, most time.Duration) (back bool) {
+	begin := time.Now()
+	looking, cancel := context.WithTimeout(ctx, most)
+	defer cancel()
+	if len(l.peers) == 0 {
+		<-looking.Done()
+		return false
+	}
+	for !l.look(looking) {
+		if !sleep(looking, lookPause/2+rand.N(lookPause)) {
+			return false
+		}
+	}
+	return sleep(ctx, max(lookRest, least-time.Since(begin)))
+}
+
+// look asks all peers at once and reports whether one is back.
+func (l *lookout) look(ctx context.Context) (back bool) {
+	limited, cancel := context.WithTimeout(ctx, lookTimeout)
+	defer cancel()
+	errs := make([]error, len(l.peers))
+	var wg sync.WaitGroup
+	for i, peer := range l.peers {
+		wg.Go(func() { errs[i] = l.dial(limited, peer) })
+	}
+	wg.Wait()
+	if ctx.Err() != nil {
+		return false // what failed may have failed for that
+	}
+	for i, peer := range l.peers {
+		back = back || (errs[i] == nil && l.away[peer])
+		l.away[peer] = errs[i] != nil
+	}
+	return back
+}
+
+// sleep returns false when ctx ends before d has passed.
+func sleep(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }

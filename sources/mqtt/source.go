@@ -85,7 +85,7 @@ type Source struct {
 	flaps     int         // connections in a row that the broker ended at once
 }
 
-var _ sources.Source = (*Source)(nil)
+var _ sources.Peered = (*Source)(nil)
 
 // New makes the source called name of endpoint. It validates cfg and reads no
 // files; what works but is probably not meant goes to the log.
@@ -123,6 +123,15 @@ func New(name, endpoint string, tags map[string]string, cfg Config, deps Deps) (
 		s.endpoints = append(s.endpoints, e)
 	}
 	return s, nil
+}
+
+// Peers implements sources.Peered.
+func (s *Source) Peers() []string {
+	var out []string
+	for _, e := range s.endpoints {
+		out = append(out, e.host)
+	}
+	return out
 }
 
 // clientID is 23 characters of those that every MQTT 3.1.1 broker must take
