@@ -21,25 +21,29 @@ func TestSmokeQoS(t *testing.T) {
 	m := startMosquitto(t, "allow_anonymous true", "max_queued_messages 0").start()
 	for i := range 6 {
 		qos, version := i%3, protocolVersions[i/3]
-		t.Run(fmt.Sprintf("%s qos %d", version, qos), func(t *testing.T) {
-			cfg := oneTopic(fmt.Sprintf("n/%d/+", qos), qos)
-			cfg.ProtocolVersion, cfg.ClientID = version, fmt.Sprint("client-", i)
-			s, st := newTestSource(t, m.url(), cfg)
-			var k sink
-			run(t, s, k.emit)
-			awaitState(t, st, sources.Connected)
-			want := numbers("m", 2000)
-			m.mustPublish(fmt.Sprintf("n/%d/x", qos), qos, want)
-			awaitAll(t, &k, want, 30*time.Second)
-			checkArrived(t, k.texts(), want, true)
-			for _, r := range k.records() {
-				if v, ok := r.Attr(abi.AttrQoS); !ok || v.AsInt() != int64(qos) {
-					t.Fatalf("attribute qos is %v, want %d", v, qos)
-				}
-			}
-			eventually(t, "no message without acknowledgement", func() bool { _, unacked := s.buf.counts(); return unacked == 0 })
-		})
+		t.Run(fmt.Sprintf("%s qos %d", version, qos), func(t *testing.T) { everyMessageOnce(t, &m.broker, m.url(), version, qos) })
 	}
+}
+
+// everyMessageOnce reads 2000 messages of b from endpoint: all, in order, none
+// twice, and all of them acknowledged.
+func everyMessageOnce(t *testing.T, b *broker, endpoint, version string, qos int) {
+	cfg := oneTopic(fmt.Sprintf("n/%d/+", qos), qos)
+	cfg.ProtocolVersion, cfg.ClientID = version, t.Name()
+	s, st := newTestSource(t, endpoint, cfg)
+	var k sink
+	run(t, s, k.emit)
+	awaitState(t, st, sources.Connected)
+	want := numbers("m", 2000)
+	b.mustPublish(fmt.Sprintf("n/%d/x", qos), qos, want)
+	awaitAll(t, &k, want, 30*time.Second)
+	checkArrived(t, k.texts(), want, true)
+	for _, r := range k.records() {
+		if v, ok := r.Attr(abi.AttrQoS); !ok || v.AsInt() != int64(qos) {
+			t.Fatalf("attribute qos is %v, want %d", v, qos)
+		}
+	}
+	eventually(t, "no message without acknowledgement", func() bool { _, unacked := s.buf.counts(); return unacked == 0 })
 }
 
 func TestSmokeRetainedAndLarge(t *testing.T) {
@@ -88,7 +92,12 @@ func TestSmokeUserProperties(t *testing.T) {
 
 func TestSmokeOverlappingFiltersDoNotDouble(t *testing.T) {
 	m := startMosquitto(t, "allow_anonymous true", "max_queued_messages 0").start()
-	cfg := Config{Topics: []TopicConfig{{Topic: "a/+", QoS: 1}, {Topic: "+/b", QoS: 1}, {Topic: "a/#", QoS: 0}, {Topic: "a/b", QoS: 2}}}
+	overlappingFilters(t, &m.broker, Config{Topics: crossingTopics})
+}
+
+var crossingTopics = []TopicConfig{{Topic: "a/+", QoS: 1}, {Topic: "+/b", QoS: 1}, {Topic: "a/#", QoS: 0}, {Topic: "a/b", QoS: 2}}
+
+func overlappingFilters(t *testing.T, m *broker, cfg Config) {
 	s, st := newTestSource(t, m.url(), cfg)
 	var k sink
 	run(t, s, k.emit)
@@ -238,12 +247,14 @@ func TestSmokeTLSMatrix(t *testing.T) {
 func TestSmokeRestartRedelivers(t *testing.T) {
 	for i := range 4 {
 		version, qos := protocolVersions[i%2], 1+i/2
-		t.Run(fmt.Sprintf("%s qos %d", version, qos), func(t *testing.T) { restartRedelivers(t, version, qos) })
+		t.Run(fmt.Sprintf("%s qos %d", version, qos), func(t *testing.T) {
+			m := startMosquitto(t, "allow_anonymous true", "max_inflight_messages 100", "max_queued_messages 0").start()
+			restartRedelivers(t, &m.broker, version, qos)
+		})
 	}
 }
 
-func restartRedelivers(t *testing.T, version string, qos int) {
-	m := startMosquitto(t, "allow_anonymous true", "max_inflight_messages 100", "max_queued_messages 0").start()
+func restartRedelivers(t *testing.T, m *broker, version string, qos int) {
 	cfg := oneTopic("a", qos)
 	cfg.ProtocolVersion = version
 	cfg.ClientID = "gateway"
