@@ -378,11 +378,14 @@ func TestBlockedConsumer(t *testing.T) {
 
 const childVariable = "EDGEHOST_MQTT_CHILD"
 
-// TestWeAreKilled kills the subscriber's process twice while messages flow:
-// everything that was published is in its file in the end, since it is
-// acknowledged after the fsync only. What is doubled is what the broker had in
-// flight; this broker's window is not strict in a burst (it answers one of our
-// acknowledgements for each message that it reads), so that is reported only.
+// kills is how often TestWeAreKilled kills the subscriber in each of its cases.
+const kills = 10
+
+// TestWeAreKilled kills the subscriber's process again and again while messages
+// flow at full rate: everything that was published is in its file in the end,
+// since it is acknowledged after the fsync only. What is there twice came again
+// because the broker had not read its acknowledgement, and bears the mark that
+// the protocol demands.
 func TestWeAreKilled(t *testing.T) {
 	if target := os.Getenv(childVariable); target != "" {
 		runChild(t, target)
@@ -404,8 +407,11 @@ func weAreKilled(t *testing.T, version string, qos int) {
 	want := numbers("m", 30000)
 	published := make(chan error, 1)
 	go func() { published <- m.publish("a", qos, want) }()
-	for i := range 2 {
-		eventually(t, "progress", func() bool { info, err := os.Stat(file); return err == nil && info.Size() > int64(i+1)*50_000 })
+	for i := range kills {
+		eventually(t, "progress", func() bool {
+			info, err := os.Stat(file)
+			return err == nil && info.Size() > int64(i+1)*210_000/(kills+1)
+		})
 		child.Process.Kill()
 		child.Wait()
 		child = startChild(t, target)
@@ -413,13 +419,33 @@ func weAreKilled(t *testing.T, version string, qos int) {
 	if err := <-published; err != nil {
 		t.Fatal(err)
 	}
-	var got []string
+	var lines []string
 	eventually(t, "the last message", func() bool {
 		data, err := os.ReadFile(file)
-		got = strings.Fields(string(data))
+		lines = strings.Split(string(data), "\n")
 		return err == nil && strings.Contains(string(data), want[len(want)-1])
 	})
-	checkArrived(t, got, append([]string{"connected"}, want...)[1:], false)
+	var got []string
+	seen, doubles, marked := map[string]bool{}, 0, 0
+	for _, line := range lines {
+		text, dup := strings.CutSuffix(line, " "+attrDup)
+		if !strings.HasPrefix(text, "m") {
+			continue
+		}
+		if seen[text] {
+			doubles++
+		}
+		if dup {
+			marked++
+		}
+		if seen[text] && !dup {
+			t.Errorf("%s came a second time without the mark of a redelivery", text)
+		}
+		seen[text] = true
+		got = append(got, text)
+	}
+	checkArrived(t, got, want, false)
+	t.Logf("%d kills, %d redelivered, %d of them doubles", kills, marked, doubles)
 }
 
 func startChild(t *testing.T, target string) *exec.Cmd {
@@ -451,7 +477,11 @@ func runChild(t *testing.T, target string) {
 	run(t, s, func(_ context.Context, b sources.Batch, done func(error)) error {
 		var text strings.Builder
 		for _, r := range b.Records {
-			text.WriteString(r.Value.Text() + "\n")
+			text.WriteString(r.Value.Text())
+			if dup, ok := r.Attr(attrDup); ok && dup.AsBool() {
+				text.WriteString(" " + attrDup)
+			}
+			text.WriteByte('\n')
 		}
 		if _, err := out.WriteString(text.String()); err != nil {
 			return err

@@ -17,6 +17,11 @@ import (
 // topics without end.
 const topicCacheSize = 10000
 
+// attrDup is true in the records of a message that the broker sent again because
+// it had no acknowledgement: only these can double what came before. Other
+// records do not have it.
+const attrDup = "dup"
+
 // attrClockSkew is by how many milliseconds the payload's time is ahead of ours,
 // when that is more than max_clock_skew_seconds.
 const attrClockSkew = "clock_skew_ms"
@@ -167,6 +172,9 @@ func (m *mapper) record(msg *message, info *topicInfo, extra int) abi.Record {
 	attrs = append(attrs,
 		abi.Attr{Key: abi.AttrQoS, Value: abi.Int(int64(msg.qos))},
 		abi.Attr{Key: abi.AttrRetain, Value: abi.Bool(msg.retained)})
+	if msg.dup {
+		attrs = append(attrs, abi.Attr{Key: attrDup, Value: abi.Bool(true)})
+	}
 	return abi.Record{EventTime: msg.arrived, IngestTime: msg.arrived, Source: m.source, Address: msg.topic,
 		Protocol: abi.ProtocolMQTT, Status: sources.StatusGood, Attrs: attrs}
 }
