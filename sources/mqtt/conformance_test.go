@@ -426,11 +426,14 @@ func weAreKilled(t *testing.T, version string, qos int) {
 		return err == nil && strings.Contains(string(data), want[len(want)-1])
 	})
 	var got []string
-	seen, doubles, marked := map[string]bool{}, 0, 0
+	known, seen, doubles, marked := map[string]bool{}, map[string]bool{}, 0, 0
+	for _, w := range want {
+		known[w] = true
+	}
 	for _, line := range lines {
-		text, dup := strings.CutSuffix(line, " "+attrDup)
-		if !strings.HasPrefix(text, "m") {
-			continue
+		text, dup := strings.CutPrefix(line, attrDup+" ")
+		if !known[text] {
+			continue // the end of a write that the kill cut short, before its fsync
 		}
 		if seen[text] {
 			doubles++
@@ -477,11 +480,10 @@ func runChild(t *testing.T, target string) {
 	run(t, s, func(_ context.Context, b sources.Batch, done func(error)) error {
 		var text strings.Builder
 		for _, r := range b.Records {
-			text.WriteString(r.Value.Text())
 			if dup, ok := r.Attr(attrDup); ok && dup.AsBool() {
-				text.WriteString(" " + attrDup)
+				text.WriteString(attrDup + " ")
 			}
-			text.WriteByte('\n')
+			text.WriteString(r.Value.Text() + "\n")
 		}
 		if _, err := out.WriteString(text.String()); err != nil {
 			return err
@@ -490,7 +492,7 @@ func runChild(t *testing.T, target string) {
 		return nil
 	})
 	awaitState(t, st, sources.Connected)
-	if _, err := out.WriteString("connected\n"); err != nil {
+	if _, err := out.WriteString("\nconnected\n"); err != nil {
 		t.Fatal(err)
 	}
 	<-time.After(5 * time.Minute)
