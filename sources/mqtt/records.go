@@ -13,9 +13,13 @@ import (
 	"github.com/edgehost/edgehost/sources/mqtt/sparkplug"
 )
 
-// topicCacheSize bounds what is remembered of topics: a publisher may invent
-// topics without end.
-const topicCacheSize = 10000
+// What is remembered of topics is bounded in number and length, since a publisher
+// may invent topics without end. A topic that is not remembered costs a little
+// time with each message and no record.
+const (
+	topicCacheSize   = 10000
+	topicCacheLength = 1024 // bytes; longer topics are not remembered
+)
 
 // attrDup is true in the records of a message that the broker sent again because
 // it had no acknowledgement: only these can double what came before. Other
@@ -117,6 +121,9 @@ func (m *mapper) info(topic string) *topicInfo {
 	if info.sensor < 0 {
 		info.sensor = len(info.attrs)
 		info.attrs = append(info.attrs, abi.Attr{Key: abi.AttrSensorName, Value: abi.String(levels[len(levels)-1])})
+	}
+	if len(topic) > topicCacheLength {
+		return info
 	}
 	if len(m.cache) >= topicCacheSize {
 		clear(m.cache)

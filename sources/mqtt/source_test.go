@@ -135,6 +135,35 @@ func TestRecordsAreComplete(t *testing.T) {
 	}
 }
 
+// TestTopicsAreBounded: a publisher that invents topics, short and long, valid
+// and not, fills no memory.
+func TestTopicsAreBounded(t *testing.T) {
+	s, _ := newTestSource(t, "mqtt://127.0.0.1:1", oneTopic("#", 0))
+	g := newGuard(nil, false, 1, nil)
+	for i := range 100_000 {
+		for _, topic := range []string{fmt.Sprintf("t/%d", i), fmt.Sprintf("t/\xff%d", i), fmt.Sprintf("%s/%d", fill(topicCacheLength), i)} {
+			if i >= 1000 && len(topic) > topicCacheLength {
+				continue
+			}
+			name := g.intern([]byte(topic))
+			if want := strings.ToValidUTF8(topic, "\uFFFD"); name != want {
+				t.Fatalf("topic %q became %q", topic, name)
+			}
+			if recs, ok := s.mapper.records(&message{topic: name, payload: []byte("1")}); !ok || len(recs) != 1 || recs[0].Address != name {
+				t.Fatalf("topic %q became %+v", topic, recs)
+			}
+		}
+		if len(g.topics) > topicCacheSize || len(s.mapper.cache) > topicCacheSize {
+			t.Fatalf("%d and %d topics are remembered", len(g.topics), len(s.mapper.cache))
+		}
+	}
+	for topic := range g.topics {
+		if len(topic) > topicCacheLength {
+			t.Fatalf("a topic of %d bytes is remembered", len(topic))
+		}
+	}
+}
+
 func checkAttrs(t *testing.T, r abi.Record, want map[string]abi.Value) {
 	t.Helper()
 	for key, v := range want {
