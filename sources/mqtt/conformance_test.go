@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -175,10 +176,12 @@ func TestSmokeTLSMatrix(t *testing.T) {
 	client, clientKey := ca.Issue(t, "gateway-7", nextDay)
 	stranger, strangerKey := other.Issue(t, "gateway-7", nextDay)
 	tlsLines := []string{"certfile " + cert, "keyfile " + key, "cafile " + ca.CertFile}
+	stale, staleKey := ca.Issue(t, "localhost", time.Now().Add(-time.Hour))
 	brokers := map[string]*mosquitto{
-		"1.2":  startMosquitto(t, append(tlsLines, "allow_anonymous true")...),
-		"1.3":  startMosquitto(t, append(tlsLines, "allow_anonymous true", "tls_version tlsv1.3")...).start(),
-		"mtls": startMosquitto(t, append(tlsLines, "require_certificate true", "use_identity_as_username true")...).start(),
+		"expired": startMosquitto(t, "certfile "+stale, "keyfile "+staleKey, "allow_anonymous true").start(),
+		"1.2":     startMosquitto(t, append(tlsLines, "allow_anonymous true")...),
+		"1.3":     startMosquitto(t, append(tlsLines, "allow_anonymous true", "tls_version tlsv1.3")...).start(),
+		"mtls":    startMosquitto(t, append(tlsLines, "require_certificate true", "use_identity_as_username true")...).start(),
 	}
 	// "tls_version tlsv1.2" is a minimum to this broker; its library is told the maximum.
 	brokers["1.2"].write("openssl.cnf", "openssl_conf = c\n[c]\nssl_conf = s\n[s]\nsystem_default = d\n[d]\nMaxProtocol = TLSv1.2\n")
@@ -199,6 +202,9 @@ func TestSmokeTLSMatrix(t *testing.T) {
 		{"wrong name", "1.3", "127.0.0.1", plain, sources.Failed, "server_name"},
 		{"server_name", "1.3", "127.0.0.1", with(func(c *sources.TLSConfig) { c.ServerName = "localhost" }), sources.Connected, ""},
 		{"wrong authority", "1.3", "localhost", with(func(c *sources.TLSConfig) { c.CACertPath = other.CertFile }), sources.Failed, "ca_cert_path"},
+		{"expired", "expired", "localhost", plain, sources.Failed, "must be renewed"},
+		{"encrypted key", "mtls", "localhost", with(func(c *sources.TLSConfig) { c.ClientCertPath, c.ClientKeyPath = client, encryptKey(t, clientKey) }),
+			sources.Failed, "is encrypted"},
 		{"client certificate", "mtls", "localhost", with(func(c *sources.TLSConfig) { c.ClientCertPath, c.ClientKeyPath = client, clientKey }), sources.Connected, ""},
 		{"no client certificate", "mtls", "localhost", plain, sources.AuthFailed, "client certificate"},
 		{"a stranger's certificate", "mtls", "localhost", with(func(c *sources.TLSConfig) { c.ClientCertPath, c.ClientKeyPath = stranger, strangerKey }), sources.AuthFailed, "client certificate"},
@@ -240,6 +246,39 @@ func TestSmokeTLSMatrix(t *testing.T) {
 		snap := st.Snapshot()
 		return snap.State != sources.Connecting && snap.State != sources.Starting && snap.State != sources.Connected && strings.Contains(snap.Detail, "TLS")
 	})
+}
+
+// encryptKey encrypts a key as an operator does and returns the new file.
+func encryptKey(t *testing.T, key string) string {
+	t.Helper()
+	out := filepath.Join(t.TempDir(), "encrypted.key")
+	if said, err := runCommand("openssl", "pkcs8", "-topk8", "-in", key, "-out", out, "-passout", "pass:words"); err != nil {
+		t.Fatalf("encrypt key: %v: %s", err, said)
+	}
+	return out
+}
+
+// TestSmokeFailOver kills the first of two brokers: the second is read, and
+// after its death the first again.
+func TestSmokeFailOver(t *testing.T) {
+	first, second := startMosquitto(t, "allow_anonymous true").start(), startMosquitto(t, "allow_anonymous true").start()
+	cfg := oneTopic("a", 1)
+	cfg.Endpoints = []string{second.url()}
+	s, st := newTestSource(t, first.url(), cfg)
+	var k sink
+	run(t, s, k.emit)
+	for i, turn := range []struct{ alive, killed *mosquitto }{{first, nil}, {second, first}, {first, second}} {
+		if turn.killed != nil {
+			if !turn.alive.listens() {
+				turn.alive.start()
+			}
+			turn.killed.kill()
+		}
+		text := fmt.Sprintf("m%d", i)
+		turn.alive.mustPublish("a", 1, []string{text}, "-r")
+		eventually(t, text+" of the broker that is alive", func() bool { return slices.Contains(k.texts(), text) })
+		awaitState(t, st, sources.Connected)
+	}
 }
 
 // TestSmokeRestartRedelivers stops a source before its pipeline has settled
@@ -393,20 +432,50 @@ func TestWeAreKilled(t *testing.T) {
 	}
 	for _, version := range protocolVersions {
 		for _, qos := range []int{1, 2} {
-			t.Run(fmt.Sprintf("%s qos %d", version, qos), func(t *testing.T) { weAreKilled(t, version, qos) })
+			t.Run(fmt.Sprintf("%s qos %d", version, qos), func(t *testing.T) {
+				weAreKilled(t, version, qos, func(m *mosquitto, want []string) error { return m.publish("a", qos, want) })
+			})
 		}
 	}
 }
 
-func weAreKilled(t *testing.T, version string, qos int) {
-	m := startMosquitto(t, "allow_anonymous true", "max_queued_messages 0", "max_inflight_messages 100").start()
+// TestWeAreKilledAtPlantRate is the same at 2000 messages a second, which leaves
+// the broker time to read what we acknowledge: its window bounds the doubles.
+func TestWeAreKilledAtPlantRate(t *testing.T) {
+	for _, version := range protocolVersions {
+		t.Run(version, func(t *testing.T) {
+			tick := time.NewTicker(50 * time.Millisecond)
+			defer tick.Stop()
+			doubles := weAreKilled(t, version, 1, func(m *mosquitto, want []string) error {
+				publishEach(t, &m.broker, len(want), func(i int) (string, []byte) {
+					if i%100 == 0 {
+						<-tick.C
+					}
+					return "a", []byte(want[i])
+				})
+				return nil
+			})
+			if most := kills * inFlight; doubles > most {
+				t.Errorf("%d doubles after %d kills, want at most the %d that the broker may have in flight", doubles, kills, most)
+			}
+		})
+	}
+}
+
+// inFlight is the broker's window in the tests that kill us.
+const inFlight = 100
+
+// weAreKilled lets publish send messages to the topic a and returns how many are
+// there more than once.
+func weAreKilled(t *testing.T, version string, qos int, publish func(m *mosquitto, want []string) error) (doubles int) {
+	m := startMosquitto(t, "allow_anonymous true", "max_queued_messages 0", fmt.Sprint("max_inflight_messages ", inFlight)).start()
 	file := filepath.Join(t.TempDir(), "out")
 	target := fmt.Sprintf("%s %s %s %d", m.url(), file, version, qos)
 	child := startChild(t, target)
 	eventually(t, "the child to connect", func() bool { data, err := os.ReadFile(file); return err == nil && len(data) > 0 })
 	want := numbers("m", 30000)
 	published := make(chan error, 1)
-	go func() { published <- m.publish("a", qos, want) }()
+	go func() { published <- publish(m, want) }()
 	for i := range kills {
 		eventually(t, "progress", func() bool {
 			info, err := os.Stat(file)
@@ -426,7 +495,7 @@ func weAreKilled(t *testing.T, version string, qos int) {
 		return err == nil && strings.Contains(string(data), want[len(want)-1])
 	})
 	var got []string
-	known, seen, doubles, marked := map[string]bool{}, map[string]bool{}, 0, 0
+	known, seen, marked := map[string]bool{}, map[string]bool{}, 0
 	for _, w := range want {
 		known[w] = true
 	}
@@ -449,6 +518,7 @@ func weAreKilled(t *testing.T, version string, qos int) {
 	}
 	checkArrived(t, got, want, false)
 	t.Logf("%d kills, %d redelivered, %d of them doubles", kills, marked, doubles)
+	return doubles
 }
 
 func startChild(t *testing.T, target string) *exec.Cmd {
