@@ -180,7 +180,7 @@ func (m *mapper) record(msg *message, info *topicInfo, extra int) abi.Record {
 		abi.Attr{Key: abi.AttrQoS, Value: abi.Int(int64(msg.qos))},
 		abi.Attr{Key: abi.AttrRetain, Value: abi.Bool(msg.retained)})
 	if msg.dup {
-		attrs = append(attrs, abi.Attr{Key: attrDup, Value: abi.Bool(true)})
+		attrs = sources.SetAttr(attrs, attrDup, abi.Bool(true))
 	}
 	return abi.Record{EventTime: msg.arrived, IngestTime: msg.arrived, Source: m.source, Address: msg.topic,
 		Protocol: abi.ProtocolMQTT, Status: sources.StatusGood, Attrs: attrs}
@@ -212,7 +212,7 @@ func (m *mapper) stamp(r *abi.Record, at int64, live bool) {
 	r.EventTime = at
 	r.Attrs = append(r.Attrs, abi.Attr{Key: abi.AttrTimestampMS, Value: abi.Int(at / 1000)})
 	if skew := at - r.IngestTime; live && m.maxSkew > 0 && max(skew, -skew) > m.maxSkew {
-		r.Attrs = append(r.Attrs, abi.Attr{Key: attrClockSkew, Value: abi.Int(skew / 1000)})
+		r.Attrs = sources.SetAttr(r.Attrs, attrClockSkew, abi.Int(skew/1000))
 		m.status.Add(metricSkewed, 1)
 	}
 }
