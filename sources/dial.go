@@ -28,7 +28,7 @@ func dialHint(err error) string {
 		return "the name does not resolve here: " + checks
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return "nothing listens there: " + checks
-	case errors.Is(err, os.ErrDeadlineExceeded), isTimeout(err):
+	case IsTimeout(err):
 		return "nothing answers: " + checks
 	case errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, io.ErrUnexpectedEOF):
 		return "the peer closed the connection: look at its log; " + checks
@@ -37,9 +37,10 @@ func dialHint(err error) string {
 	}
 }
 
-func isTimeout(err error) bool {
+// IsTimeout reports whether err says that a peer did not answer in time.
+func IsTimeout(err error) bool {
 	var n net.Error
-	return errors.As(err, &n) && n.Timeout()
+	return errors.Is(err, os.ErrDeadlineExceeded) || (errors.As(err, &n) && n.Timeout())
 }
 
 // Peered is a Source whose Run connects to peers that listen on TCP. While it
@@ -107,24 +108,33 @@ func (l *lookout) wait(ctx context.Context, least, most time.Duration) (back boo
 	return sleep(ctx, max(lookRest, least-time.Since(begin)))
 }
 
-// look asks all peers at once and reports whether one is back.
-func (l *lookout) look(ctx context.Context) (back bool) {
+// look asks all peers at once and reports whether one is back, as soon as it is:
+// others may not answer at all.
+func (l *lookout) look(ctx context.Context) bool {
+	type answer struct {
+		peer string
+		err  error
+	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
 	limited, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
-	errs := make([]error, len(l.peers))
-	var wg sync.WaitGroup
-	for i, peer := range l.peers {
-		wg.Go(func() { errs[i] = l.dial(limited, peer) })
+	answers := make(chan answer, len(l.peers))
+	for _, peer := range l.peers {
+		wg.Go(func() { answers <- answer{peer, l.dial(limited, peer)} })
 	}
-	wg.Wait()
-	if ctx.Err() != nil {
-		return false // what failed may have failed for that
+	for range l.peers {
+		a := <-answers
+		if ctx.Err() != nil {
+			return false // what failed may have failed for that
+		}
+		back := a.err == nil && l.away[a.peer]
+		l.away[a.peer] = a.err != nil
+		if back {
+			return true
+		}
 	}
-	for i, peer := range l.peers {
-		back = back || (errs[i] == nil && l.away[peer])
-		l.away[peer] = errs[i] != nil
-	}
-	return back
+	return false
 }
 
 // sleep returns false when ctx ends before d has passed.

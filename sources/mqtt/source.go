@@ -83,6 +83,9 @@ type Source struct {
 	now       func() time.Time
 	commands  chan string // topics of Sparkplug commands to be published
 	flaps     int         // connections in a row that the broker ended at once
+	// silent is 1 for endpoints that did not answer when they were tried last, by
+	// URL: the others need not wait for their time-out again.
+	silent map[string]int
 }
 
 var _ sources.Peered = (*Source)(nil)
@@ -99,8 +102,8 @@ func New(name, endpoint string, tags map[string]string, cfg Config, deps Deps) (
 	cfg = cfg.withDefaults()
 	s := &Source{name: name, cfg: cfg, status: deps.Status, log: deps.Logger, now: deps.Now,
 		subs: subscriptions(cfg.Topics), clientID: cfg.ClientID,
-		commands: make(chan string, maxCommands),
-		buf:      newBuffer(cfg.BufferMaxMessages, max(bufferBytes, 2*cfg.MaxPayloadBytes))}
+		commands: make(chan string, maxCommands), silent: map[string]int{},
+		buf: newBuffer(cfg.BufferMaxMessages, max(bufferBytes, 2*cfg.MaxPayloadBytes))}
 	if s.now == nil {
 		s.now = time.Now
 	}

@@ -458,6 +458,36 @@ func TestFailOver(t *testing.T) {
 	awaitState(t, st, sources.Reconnecting, "mqtt://127.0.0.1:1", "mqtt://127.0.0.1:2")
 }
 
+// TestSilentEndpointGoesLast: an endpoint that takes the connection and says
+// nothing costs its time-out once, and not each time that the other is lost.
+func TestSilentEndpointGoesLast(t *testing.T) {
+	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	p := newPeer(t).start()
+	cfg := oneTopic("a", 1)
+	cfg.ConnectTimeoutSeconds = 1
+	alone, st := newTestSource(t, "mqtt://"+silent.Addr().String(), cfg)
+	stop := run(t, alone, new(sink).emit)
+	awaitState(t, st, sources.Reconnecting, "nothing answers")
+	stop()
+	cfg.Endpoints = []string{p.url()}
+	s, st := newTestSource(t, "mqtt://"+silent.Addr().String(), cfg)
+	run(t, s, new(sink).emit)
+	awaitState(t, st, sources.Connected)
+	for n := 2; n <= 5; n++ {
+		lost := time.Now()
+		p.kick()
+		eventually(t, "the next connection", func() bool { return p.connectCount() == n })
+		if took := time.Since(lost); took > 900*time.Millisecond {
+			t.Errorf("connection %d took %v: the silent endpoint was tried first", n, took)
+		}
+		awaitState(t, st, sources.Connected)
+	}
+}
+
 func TestSessionAndCredentialsOnTheWire(t *testing.T) {
 	p := newPeer(t).start()
 	cfg := Config{Username: "u", Password: "s3cret", Topics: []TopicConfig{{Topic: "a", QoS: 1}, {Topic: "a", QoS: 1, SharedGroup: "g"}, {Topic: "$share/h/b"}}}
