@@ -52,6 +52,14 @@ type Peered interface {
 	Peers() []string
 }
 
+// Reacher is a Peered source that knows better than a connection of its own
+// whether a peer is there, because it shares one with other sources.
+type Reacher interface {
+	// Reach returns nil when peer, one of Peers, accepts connections. It returns
+	// when ctx ends at the latest. The supervisor calls it between two Runs.
+	Reach(ctx context.Context, peer string) error
+}
+
 const (
 	// A look is a connection that is closed at once. The pause between two looks
 	// is spread by half, so that a fleet of gateways does not come back as one.
@@ -72,14 +80,19 @@ type lookout struct {
 }
 
 func newLookout(src Source) *lookout {
-	l := &lookout{dial: dialTCP, away: map[string]bool{}}
+	l := &lookout{dial: ReachTCP, away: map[string]bool{}}
 	if p, ok := src.(Peered); ok {
 		l.peers = p.Peers()
+	}
+	if r, ok := src.(Reacher); ok {
+		l.dial = r.Reach
 	}
 	return l
 }
 
-func dialTCP(ctx context.Context, peer string) error {
+// ReachTCP returns nil when peer, host:port, accepts a TCP connection, which is
+// closed at once.
+func ReachTCP(ctx context.Context, peer string) error {
 	conn, err := new(net.Dialer).DialContext(ctx, "tcp", peer)
 	if err != nil {
 		return err

@@ -187,18 +187,18 @@ func TestSecondPeerIsBack(t *testing.T) {
 	})
 }
 
-func TestDialTCP(t *testing.T) {
+func TestReachTCP(t *testing.T) {
 	lis, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := dialTCP(t.Context(), lis.Addr().String()); err != nil {
+	if err := ReachTCP(t.Context(), lis.Addr().String()); err != nil {
 		t.Error(err)
 	}
 	if err := lis.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if err := dialTCP(t.Context(), lis.Addr().String()); err == nil {
+	if err := ReachTCP(t.Context(), lis.Addr().String()); err == nil {
 		t.Error("a closed port accepts")
 	}
 }

@@ -109,6 +109,11 @@ func (s *Source) Peers() []string {
 	return []string{s.settings.address}
 }
 
+// Reach implements sources.Reacher.
+func (s *Source) Reach(ctx context.Context, peer string) error {
+	return s.deps.Buses.reach(ctx, s.connection().key(), peer)
+}
+
 func millis(n int) time.Duration { return time.Duration(n) * time.Millisecond }
 
 // ValidateEndpoint returns what is wrong with endpoint, and with the keys of
