@@ -5,11 +5,13 @@ package mqtt
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -383,6 +385,33 @@ func brokerKilled(t *testing.T, version string) {
 	awaitAll(t, &k, want, 30*time.Second)
 	checkArrived(t, k.texts(), want, false)
 	t.Logf("%v redelivered over two kills, %d records", st.Snapshot().Counters[metricRedelivered], len(k.records()))
+}
+
+// TestBackAfterLongOutage lets the default back-off grow to 32 s: the attempts
+// come 0, 1, 3, 7, 15 and 31 s after the broker's death and the next one after
+// 63 s. The broker is back before, and so are we.
+func TestBackAfterLongOutage(t *testing.T) {
+	m := startMosquitto(t, "allow_anonymous true").start()
+	s, st := newTestSource(t, m.url(), oneTopic("a", 1))
+	var k sink
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	defer func() { cancel(); wg.Wait() }()
+	wg.Go(func() {
+		sources.Supervise(ctx, s, k.emit, st, sources.ReconnectConfig{}, slog.New(slog.DiscardHandler))
+	})
+	awaitState(t, st, sources.Connected)
+	m.kill()
+	<-time.After(40 * time.Second)
+	m.start()
+	back := time.Now()
+	m.mustPublish("a", 1, []string{"first"}, "-r")
+	eventually(t, "the first record", func() bool { return len(k.records()) > 0 })
+	took := time.Since(back)
+	if took > 3*time.Second {
+		t.Errorf("the first record came %v after the broker was back, want at most 3 s", took)
+	}
+	t.Logf("%v after the broker was back, %v attempts", took, st.Snapshot().Counters[sources.MetricReconnects])
 }
 
 // TestBlockedConsumer blocks the pipeline for longer than a broker's patience
