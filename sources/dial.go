@@ -65,6 +65,9 @@ const (
 	// is spread by half, so that a fleet of gateways does not come back as one.
 	lookPause   = time.Second
 	lookTimeout = time.Second
+	// lookSeldom is what the pause grows to while all peers accept connections:
+	// they have another reason to fail us, and a log that looks fill.
+	lookSeldom = 30 * time.Second
 	// lookRest is for devices with few connections to give: they need a moment to
 	// see that the look's is closed.
 	lookRest = 100 * time.Millisecond
@@ -113,9 +116,15 @@ func (l *lookout) wait(ctx context.Context, least, most time.Duration) (back boo
 		<-looking.Done()
 		return false
 	}
-	for !l.look(looking) {
-		if !sleep(looking, lookPause/2+rand.N(lookPause)) {
+	for pause := lookPause; !l.look(looking); {
+		if !sleep(looking, pause/2+rand.N(pause)) {
 			return false
+		}
+		pause = min(2*pause, lookSeldom)
+		for _, away := range l.away {
+			if away {
+				pause = lookPause
+			}
 		}
 	}
 	return sleep(ctx, max(lookRest, least-time.Since(begin)))
