@@ -473,11 +473,11 @@ func TestWeAreKilled(t *testing.T) {
 func TestWeAreKilledAtPlantRate(t *testing.T) {
 	for _, version := range protocolVersions {
 		t.Run(version, func(t *testing.T) {
-			tick := time.NewTicker(50 * time.Millisecond)
+			tick := time.NewTicker(5 * time.Millisecond)
 			defer tick.Stop()
 			doubles := weAreKilled(t, version, 1, func(m *mosquitto, want []string) error {
 				publishEach(t, &m.broker, len(want), func(i int) (string, []byte) {
-					if i%100 == 0 {
+					if i%10 == 0 {
 						<-tick.C
 					}
 					return "a", []byte(want[i])
