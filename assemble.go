@@ -25,6 +25,7 @@ import (
 	"github.com/edgehost/edgehost/sources/isolate"
 	"github.com/edgehost/edgehost/sources/modbus"
 	"github.com/edgehost/edgehost/sources/mqtt"
+	"github.com/edgehost/edgehost/sources/opcua"
 	"github.com/edgehost/edgehost/spool"
 )
 
@@ -181,7 +182,8 @@ func (g *gateway) opcuaSource(s *sourceConfig, st *sources.Status, log *slog.Log
 	if err != nil {
 		return nil, fmt.Errorf("source %s: %w", s.Name, err)
 	}
-	return isolate.New(isolate.Config{Name: s.Name, Payload: payload, Status: st, Resume: resume, Logger: log}), nil
+	return isolate.New(isolate.Config{Name: s.Name, Payload: payload, Status: st, Resume: resume,
+		Peers: opcua.Peers(s.Endpoint), Logger: log}), nil
 }
 
 func hostPipeline(p pipelinePlan) host.PipelineConfig {

@@ -104,6 +104,9 @@ func (b *Backoff) Next() time.Duration {
 	return d
 }
 
+// least is the shortest that a wait of delay may become.
+func (b *Backoff) least(delay time.Duration) time.Duration { return min(delay, b.b.InitialInterval) }
+
 // Reset starts again at the initial delay.
 func (b *Backoff) Reset() { b.b.Reset() }
 
@@ -146,6 +149,13 @@ func ErrorState(err error) State {
 // with the back-off of cfg between them, without limit. It returns when ctx has
 // ended and Run has returned, and leaves the state Stopped.
 //
+// A wait is cut short when src is Peered and a peer that did not accept TCP
+// connections accepts them again, which is looked for about once a second; the
+// back-off then starts again, since a peer that has just come up may need a
+// moment. Thus the longest delay is for a peer that is there and fails us, and
+// attempts are never closer than the initial delay. There is no looking while
+// the peer refuses us or the configuration is wrong.
+//
 // Between two runs the state is Reconnecting, AuthFailed or Failed with the
 // error's words as detail, and it stays so until the source reports Connected:
 // a source reports only what it knows while it is connected and leaves the rest
@@ -153,6 +163,10 @@ func ErrorState(err error) State {
 // any other; a panic in a goroutine that the source or a library started ends
 // the process, so sources recover there themselves or live in a child process.
 func Supervise(ctx context.Context, src Source, emit Emit, st *Status, cfg ReconnectConfig, log *slog.Logger) {
+	superviseWith(ctx, src, emit, st, cfg, log, newLookout(src))
+}
+
+func superviseWith(ctx context.Context, src Source, emit Emit, st *Status, cfg ReconnectConfig, log *slog.Logger, look *lookout) {
 	back := cfg.Backoff()
 	st.Report(log, Connecting, "")
 	for {
@@ -165,17 +179,26 @@ func Supervise(ctx context.Context, src Source, emit Emit, st *Status, cfg Recon
 		if err == nil {
 			err = errors.New("source ended without a reason")
 		}
-		if st.takeStable() >= stablePeriod {
+		stable := st.takeStable()
+		if stable >= stablePeriod {
 			back.Reset()
 		}
-		st.Report(log, ErrorState(err), err.Error())
+		state := ErrorState(err)
+		if stable > 0 || state != Reconnecting {
+			look.forget()
+		}
+		st.Report(log, state, err.Error())
 		delay := back.Next()
 		log.Debug("source waits before the next attempt", "delay", delay)
-		select {
-		case <-ctx.Done():
+		if state != Reconnecting {
+			sleep(ctx, delay)
+		} else if look.wait(ctx, back.least(delay), delay) {
+			log.Debug("peer accepts connections again")
+			back.Reset()
+		}
+		if ctx.Err() != nil {
 			st.Report(log, Stopped, "")
 			return
-		case <-time.After(delay):
 		}
 		st.Add(MetricReconnects, 1)
 	}

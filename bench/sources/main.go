@@ -4,7 +4,7 @@
 // are on ratios: the contenders take short turns, and the median of the rounds'
 // ratios counts.
 //
-// One file for each protocol; main lists them.
+// One file for each protocol, and one for what holds for all; main lists them.
 package main
 
 import (
@@ -22,11 +22,11 @@ import (
 	"github.com/edgehost/edgehost/sources/isolate"
 )
 
-// bench is the measurements of one protocol. Its error means that they could not
+// bench is the measurements of one file. Its error means that they could not
 // be made.
 type bench struct {
-	protocol string
-	run      func(ctx context.Context, r *report) error
+	name string
+	run  func(ctx context.Context, r *report) error
 }
 
 func main() {
@@ -41,16 +41,17 @@ func main() {
 		{"modbus", benchModbus},
 		{"mqtt", benchMQTT},
 		{"opcua", benchOPCUA},
+		{"reconnect", benchReconnect},
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
 	r := report{out: os.Stdout}
 	for _, b := range benches {
-		if len(os.Args) > 1 && !slices.Contains(os.Args[1:], b.protocol) {
+		if len(os.Args) > 1 && !slices.Contains(os.Args[1:], b.name) {
 			continue
 		}
 		if err := b.run(ctx, &r); err != nil {
-			fmt.Fprintf(os.Stderr, "bench %s: %v\n", b.protocol, err)
+			fmt.Fprintf(os.Stderr, "bench %s: %v\n", b.name, err)
 			r.failed = true
 		}
 	}
@@ -105,6 +106,19 @@ func median(values []float64) float64 {
 	return values[len(values)/2]
 }
 
+// freePort finds a port of the loopback address.
+func freePort() (string, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", fmt.Errorf("find a free port: %w", err)
+	}
+	if err := l.Close(); err != nil {
+		return "", fmt.Errorf("free the port: %w", err)
+	}
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	return port, err
+}
+
 // startPeer starts a server and waits until it listens on port. stop ends it.
 func startPeer(cmd *exec.Cmd, port string) (stop func(), err error) {
 	if err := cmd.Start(); err != nil {
@@ -114,7 +128,7 @@ func startPeer(cmd *exec.Cmd, port string) (stop func(), err error) {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait() // says that it was killed
 	}
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(5 * time.Millisecond) {
 		c, err := net.Dial("tcp", "127.0.0.1:"+port)
 		if err == nil {
 			return stop, c.Close()

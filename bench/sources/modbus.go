@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -37,10 +36,12 @@ const (
 	modbusUnits  = 120 // so that a source with an interval of 1 ms is never idle
 )
 
-// modbusPeers is the C programs, and the server that runs.
+// modbusPeers is the C programs, what the server serves, and where.
 type modbusPeers struct {
-	client, port string
+	client, server, image, port string
 }
+
+func (p modbusPeers) serve() *exec.Cmd { return exec.Command(p.server, p.image, "tcp", p.port) }
 
 func benchModbus(ctx context.Context, r *report) error {
 	if err := planModbus(r); err != nil {
@@ -51,9 +52,13 @@ func benchModbus(ctx context.Context, r *report) error {
 		return fmt.Errorf("make temporary folder: %w", err)
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
-	p, stop, err := startModbusPeers(ctx, dir)
+	p, err := buildModbusPeers(ctx, dir)
 	if err != nil {
 		return err
+	}
+	stop, err := startPeer(p.serve(), p.port)
+	if err != nil {
+		return fmt.Errorf("start server: %w", err)
 	}
 	defer stop()
 	for _, registers := range []int{10, 125} {
@@ -78,37 +83,24 @@ func planModbus(r *report) error {
 	return r.atMost("modbus_requests_for_200_scattered_fields", float64(len(plan)), "requests", mostRequests)
 }
 
-// startModbusPeers compiles the C programs and starts the server.
-func startModbusPeers(ctx context.Context, dir string) (p modbusPeers, stop func(), err error) {
-	server := filepath.Join(dir, "server")
-	p.client = filepath.Join(dir, "client")
-	for out, source := range map[string]string{server: "sources/modbus/testdata/libmodbus_server.c", p.client: "bench/sources/testdata/libmodbus_client.c"} {
+// buildModbusPeers compiles the C programs.
+func buildModbusPeers(ctx context.Context, dir string) (p modbusPeers, err error) {
+	p = modbusPeers{client: filepath.Join(dir, "client"), server: filepath.Join(dir, "server"), image: filepath.Join(dir, "image")}
+	for out, source := range map[string]string{p.server: "sources/modbus/testdata/libmodbus_server.c", p.client: "bench/sources/testdata/libmodbus_client.c"} {
 		cc := exec.CommandContext(ctx, "gcc", "-O2", "-Wall", "-I/usr/include/modbus", "-o", out, source, "-lmodbus")
 		if said, err := cc.CombinedOutput(); err != nil {
-			return p, nil, fmt.Errorf("compile %s (run conformance/install-modbus.sh, and this from the root of the repository): %w: %s", source, err, said)
+			return p, fmt.Errorf("compile %s (run conformance/install-modbus.sh, and this from the root of the repository): %w: %s", source, err, said)
 		}
 	}
 	words := make([]byte, 400)
 	for i := range 200 {
 		words[2*i+1] = byte(i)
 	}
-	image := filepath.Join(dir, "image")
-	if err := os.WriteFile(image, []byte("holding "+hex.EncodeToString(words)+"\n"), 0o600); err != nil {
-		return p, nil, fmt.Errorf("write image: %w", err)
+	if err := os.WriteFile(p.image, []byte("holding "+hex.EncodeToString(words)+"\n"), 0o600); err != nil {
+		return p, fmt.Errorf("write image: %w", err)
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return p, nil, fmt.Errorf("find a free port: %w", err)
-	}
-	_, p.port, _ = net.SplitHostPort(l.Addr().String())
-	if err := l.Close(); err != nil {
-		return p, nil, fmt.Errorf("free the port: %w", err)
-	}
-	cmd := exec.Command(server, image, "tcp", p.port)
-	if stop, err = startPeer(cmd, p.port); err != nil {
-		return p, nil, fmt.Errorf("start server: %w", err)
-	}
-	return p, stop, nil
+	p.port, err = freePort()
+	return p, err
 }
 
 // contender polls for one turn and returns its rate; cost is the processor time

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -65,29 +64,32 @@ func startMQTTPeers(dir string) (p mqttPeers, stop func(), err error) {
 	if err := os.WriteFile(p.lines, []byte(strings.Repeat(mqttPayload, mqttMessages/2)), 0o600); err != nil {
 		return p, nil, fmt.Errorf("write messages: %w", err)
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if p.port, err = freePort(); err != nil {
+		return p, nil, err
+	}
+	cmd, err := mosquitto(dir, p.port)
 	if err != nil {
-		return p, nil, fmt.Errorf("find a free port: %w", err)
+		return p, nil, err
 	}
-	_, p.port, _ = net.SplitHostPort(l.Addr().String())
-	if err := l.Close(); err != nil {
-		return p, nil, fmt.Errorf("free the port: %w", err)
-	}
-	conf := filepath.Join(dir, "mosquitto.conf")
-	if err := os.WriteFile(conf, []byte("listener "+p.port+" 127.0.0.1\nallow_anonymous true\nmax_queued_messages 0\n"), 0o600); err != nil {
-		return p, nil, fmt.Errorf("write configuration of the broker: %w", err)
-	}
-	if os.Geteuid() == 0 {
-		// It drops its rights otherwise, and cannot read its configuration again.
-		if err := os.Chmod(dir, 0o755); err != nil {
-			return p, nil, fmt.Errorf("open the folder to the broker: %w", err)
-		}
-	}
-	cmd := exec.Command("mosquitto", "-c", conf)
 	if stop, err = startPeer(cmd, p.port); err != nil {
 		return p, nil, fmt.Errorf("start mosquitto (run conformance/install-mqtt.sh): %w", err)
 	}
 	return p, stop, nil
+}
+
+// mosquitto is the command of a broker that listens at port.
+func mosquitto(dir, port string) (*exec.Cmd, error) {
+	conf := filepath.Join(dir, "mosquitto.conf")
+	if err := os.WriteFile(conf, []byte("listener "+port+" 127.0.0.1\nallow_anonymous true\nmax_queued_messages 0\n"), 0o600); err != nil {
+		return nil, fmt.Errorf("write configuration of the broker: %w", err)
+	}
+	if os.Geteuid() == 0 {
+		// It drops its rights otherwise, and cannot read its configuration again.
+		if err := os.Chmod(dir, 0o755); err != nil {
+			return nil, fmt.Errorf("open the folder to the broker: %w", err)
+		}
+	}
+	return exec.Command("mosquitto", "-c", conf), nil
 }
 
 // subscriber receives the messages of one turn: start returns when it is

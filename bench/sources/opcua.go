@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -113,20 +112,14 @@ func manyOPCUA(ctx context.Context, r *report, dir string) error {
 // startOPCUAPeer starts node-opcua with counters that change every so many
 // milliseconds.
 func startOPCUAPeer(ctx context.Context, dir string, counters, everyMS int) (url string, stop func(), err error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	port, err := freePort()
 	if err != nil {
-		return "", nil, fmt.Errorf("find a free port: %w", err)
+		return "", nil, err
 	}
-	port := l.Addr().(*net.TCPAddr).Port
-	if err := l.Close(); err != nil {
-		return "", nil, fmt.Errorf("free the port: %w", err)
-	}
-	arg, err := json.Marshal(map[string]any{"dir": dir, "port": port, "counters": counters, "everyMs": everyMS})
+	cmd, err := opcuaPeer(ctx, dir, port, counters, everyMS)
 	if err != nil {
-		return "", nil, fmt.Errorf("encode options of server: %w", err)
+		return "", nil, err
 	}
-	cmd := exec.CommandContext(ctx, "node", "server.js", string(arg))
-	cmd.Dir = "sources/opcua/testdata"
 	in, err := cmd.StdinPipe() // the server ends when it is closed
 	if err != nil {
 		return "", nil, fmt.Errorf("open pipe to server: %w", err)
@@ -146,11 +139,24 @@ func startOPCUAPeer(ctx context.Context, dir string, counters, everyMS int) (url
 	for lines := bufio.NewScanner(out); lines.Scan(); {
 		if strings.HasPrefix(lines.Text(), "ready") {
 			go func() { _, _ = io.Copy(io.Discard, out) }() // it must not block on what it prints
-			return fmt.Sprintf("opc.tcp://127.0.0.1:%d/UA/Peer", port), stop, nil
+			return opcuaURL(port), stop, nil
 		}
 	}
 	stop()
 	return "", nil, errors.New("server ended before it was ready: run conformance/install-opcua.sh")
+}
+
+func opcuaURL(port string) string { return "opc.tcp://127.0.0.1:" + port + "/UA/Peer" }
+
+// opcuaPeer is the command that serves at port.
+func opcuaPeer(ctx context.Context, dir, port string, counters, everyMS int) (*exec.Cmd, error) {
+	arg, err := json.Marshal(map[string]any{"dir": dir, "port": json.Number(port), "counters": counters, "everyMs": everyMS})
+	if err != nil {
+		return nil, fmt.Errorf("encode options of server: %w", err)
+	}
+	cmd := exec.CommandContext(ctx, "node", "server.js", string(arg))
+	cmd.Dir = "sources/opcua/testdata"
+	return cmd, nil
 }
 
 func opcuaConfig(items, intervalMS int) ours.Config {

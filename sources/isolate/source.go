@@ -41,6 +41,8 @@ type Config struct {
 	// Resume returns the resume point of the last commit. nil means that the
 	// source never resumes.
 	Resume func() []byte
+	// Peers are the TCP addresses that the child connects to; see sources.Peered.
+	Peers  []string
 	Logger *slog.Logger
 	Limits Limits
 }
@@ -118,6 +120,9 @@ func argv(command []string) []string {
 	out[0] = filepath.Base(out[0])
 	return out
 }
+
+// Peers implements sources.Peered.
+func (s *Source) Peers() []string { return s.cfg.Peers }
 
 // Run runs the source in its child, which it starts when there is none. See
 // sources.Source. The error of a child that died says how it died and what it

@@ -1,6 +1,7 @@
 package modbus
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -18,17 +19,57 @@ import (
 // gateways take one connection. Make one Buses and give it to every Source. Any
 // goroutine may use it.
 type Buses struct {
-	log  *slog.Logger
-	dial func(settings, *slog.Logger) (link, error)
+	log   *slog.Logger
+	dial  func(settings, *slog.Logger) (link, error)
+	knock func(ctx context.Context, peer string) error // nil: it accepts connections
 
-	mu   sync.Mutex
-	open map[string]*bus
-	wg   sync.WaitGroup
+	mu    sync.Mutex
+	open  map[string]*bus
+	looks map[string]*look // by peer
+	wg    sync.WaitGroup
 }
+
+// look is what was seen of a peer that no connection is open to. Whoever holds
+// turn may use the rest.
+type look struct {
+	turn chan struct{}
+	at   time.Time
+	err  error
+}
+
+// lookFresh is how long a look counts for all sources of a peer.
+const lookFresh = 500 * time.Millisecond
 
 // NewBuses makes an empty set of connections.
 func NewBuses(log *slog.Logger) *Buses {
-	return &Buses{log: log, dial: dial, open: map[string]*bus{}}
+	return &Buses{log: log, dial: dial, knock: sources.ReachTCP, open: map[string]*bus{}, looks: map[string]*look{}}
+}
+
+// reach returns nil when the connection key is open or peer accepts one. Many
+// gateways have one connection to give: their sources look together, and not at
+// all while one of them is connected.
+func (bs *Buses) reach(ctx context.Context, key, peer string) error {
+	bs.mu.Lock()
+	b, l := bs.open[key], bs.looks[peer]
+	if l == nil {
+		l = &look{turn: make(chan struct{}, 1)}
+		bs.looks[peer] = l
+	}
+	bs.mu.Unlock()
+	select {
+	case l.turn <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { <-l.turn }()
+	if b != nil && b.up.Load() {
+		return nil
+	}
+	if l.at.IsZero() || time.Since(l.at) >= lookFresh {
+		l.err = bs.knock(ctx, peer)
+		l.at = time.Now()
+	}
+	return l.err
 }
 
 // Wait returns when every connection is closed. Call it after the sources have
@@ -185,9 +226,10 @@ type bus struct {
 	changed  atomic.Bool // members has; set under buses.mu
 
 	// run's own.
-	conn       settings // what link was opened with
-	link       link     // nil: closed
-	used       bool     // link has carried a reply
+	conn       settings    // what link was opened with
+	link       link        // nil: closed
+	up         atomic.Bool // link is open; anybody may read it
+	used       bool        // link has carried a reply
 	quietUntil time.Time
 	lastEnd    time.Time // of the last request
 	units      map[uint8]*unit
@@ -377,6 +419,7 @@ func (b *bus) connect() error {
 		return fmt.Errorf("open %s: %w", b.conn.key(), err)
 	}
 	b.link, b.used = l, false
+	b.up.Store(true)
 	b.log.Debug("modbus connection opened")
 	b.pause(b.conn.pauseConnect)
 	return nil
@@ -398,5 +441,6 @@ func (b *bus) hangUp() {
 	if b.link != nil {
 		b.link.close()
 		b.link = nil
+		b.up.Store(false)
 	}
 }

@@ -338,6 +338,42 @@ func TestConnectionThatCannotBeOpened(t *testing.T) {
 	})
 }
 
+// TestGatewayThatIsBack: ten sources behind a gateway with one connection to
+// give are all read again soon after an outage of an hour, and looked at it
+// together.
+func TestGatewayThatIsBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const outage = time.Hour
+		line := &fakeLine{answer: answerAfter(time.Millisecond), refuse: errors.New("connection refused")}
+		all := []*bench{newBench(t, line, "modbus+tcp://h", oneRegister)}
+		for i := range 9 {
+			all = append(all, joinBench(t, line, all[0].buses, fmt.Sprint("plc", i), "modbus+tcp://h", oneRegister))
+		}
+		var stops []func()
+		for _, b := range all {
+			stops = append(stops, b.run(t))
+		}
+		time.Sleep(outage)
+		line.mu.Lock()
+		looks := line.looks
+		line.mu.Unlock()
+		if most := int(outage/lookFresh) + 10; looks > most {
+			t.Errorf("%d looks in an hour by ten sources, want at most %d", looks, most)
+		}
+		line.set(answerAfter(time.Millisecond), nil)
+		for _, b := range all {
+			b.take()
+		}
+		time.Sleep(3 * time.Second)
+		for i, b := range all {
+			if got := values(b.take()); got["1:40001"] != "0" {
+				t.Errorf("source %d, 3 s after the gateway is back: %v", i, got)
+			}
+		}
+		stopAll(stops...)
+	})
+}
+
 func TestBackpressureSkipsPolls(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		line := &fakeLine{answer: answerAfter(time.Millisecond)}

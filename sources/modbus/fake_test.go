@@ -24,6 +24,7 @@ type fakeLine struct {
 	asked []request
 	opens []time.Time
 	open  int
+	looks int
 }
 
 // request is one read that a fakeLine got.
@@ -50,6 +51,17 @@ func (l *fakeLine) dial(settings, *slog.Logger) (link, error) {
 		panic("a second connection was opened beside the first")
 	}
 	return l, nil
+}
+
+// knock finds a device that has one connection to give.
+func (l *fakeLine) knock(context.Context, string) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.looks++
+	if l.refuse == nil && l.open > 0 {
+		return errors.New("no more connections")
+	}
+	return l.refuse
 }
 
 func (l *fakeLine) close() {
@@ -127,7 +139,7 @@ func newBench(t *testing.T, line *fakeLine, endpoint, text string) *bench {
 	t.Helper()
 	log := slog.New(slog.DiscardHandler)
 	buses := NewBuses(log)
-	buses.dial = line.dial
+	buses.dial, buses.knock = line.dial, line.knock
 	return joinBench(t, line, buses, "plc", endpoint, text)
 }
 

@@ -35,7 +35,7 @@ type Deps struct {
 	Buses  *Buses // shared by all modbus sources of the process
 }
 
-// Source polls one endpoint. It implements sources.Source.
+// Source polls one endpoint. It implements sources.Peered.
 type Source struct {
 	name     string
 	tags     map[string]string
@@ -98,6 +98,20 @@ func New(name, endpoint string, tags map[string]string, cfg Config, deps Deps) (
 		s.attrs = append(s.attrs, fixedAttrs(&points[i], tags))
 	}
 	return s, nil
+}
+
+// Peers implements sources.Peered: none for serial lines and UDP.
+func (s *Source) Peers() []string {
+	switch s.settings.transport {
+	case "rtu", "udp":
+		return nil
+	}
+	return []string{s.settings.address}
+}
+
+// Reach implements sources.Reacher.
+func (s *Source) Reach(ctx context.Context, peer string) error {
+	return s.deps.Buses.reach(ctx, s.connection().key(), peer)
 }
 
 func millis(n int) time.Duration { return time.Duration(n) * time.Millisecond }

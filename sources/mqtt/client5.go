@@ -12,11 +12,6 @@ import (
 	"github.com/edgehost/edgehost/sources"
 )
 
-// receiveMaximum bounds the messages that a broker of MQTT 5 sends before it
-// has an acknowledgement, and so the doubles after a crash of ours. With a
-// commit every 5 ms it lets 200 000 messages a second through.
-const receiveMaximum = 1000
-
 // subscribeAtOnce is the number of filters in one SUBSCRIBE.
 const subscribeAtOnce = 100
 
@@ -62,7 +57,7 @@ func (s *Source) begin5(ctx context.Context, c *connection) error {
 
 func (s *Source) connect5() *paho5.Connect {
 	cp := &paho5.Connect{ClientID: s.clientID, KeepAlive: uint16(s.cfg.KeepAliveSeconds), CleanStart: !s.cfg.persistent(),
-		Properties: &paho5.ConnectProperties{ReceiveMaximum: paho5.Uint16(receiveMaximum), RequestProblemInfo: true}}
+		Properties: &paho5.ConnectProperties{ReceiveMaximum: paho5.Uint16(uint16(s.cfg.ReceiveMaximum)), RequestProblemInfo: true}}
 	if s.cfg.persistent() {
 		cp.Properties.SessionExpiryInterval = paho5.Uint32(s.cfg.sessionExpiry())
 	}

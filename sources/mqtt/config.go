@@ -20,6 +20,7 @@ type Config struct {
 	ClientID              string            `yaml:"client_id"`               // default: derived from the host and the source's name, stable
 	CleanSession          bool              `yaml:"clean_session"`           // true: the broker forgets us between connections
 	SessionExpirySeconds  uint32            `yaml:"session_expiry_seconds"`  // how long a broker of MQTT 5 keeps our session; 0 (default): for ever
+	ReceiveMaximum        int               `yaml:"receive_maximum"`         // messages that a broker of MQTT 5 may send without our acknowledgement; default 1000
 	KeepAliveSeconds      int               `yaml:"keep_alive_seconds"`      // default 30
 	ConnectTimeoutSeconds int               `yaml:"connect_timeout_seconds"` // default 10
 	MaxClockSkewSeconds   float64           `yaml:"max_clock_skew_seconds"`  // 0 (default): off. A payload's time further from ours is kept, and marked clock_skew_ms
@@ -80,6 +81,10 @@ const (
 
 	formatSparkplug = "sparkplug_b"
 
+	// defaultReceiveMaximum lets 200 000 messages a second through when a commit
+	// takes 5 ms.
+	defaultReceiveMaximum = 1000
+
 	defaultBufferMessages = 65535
 	defaultMaxPayload     = 1 << 20
 	maxMaxPayload         = 64 << 20
@@ -95,6 +100,7 @@ var (
 
 func (c Config) withDefaults() Config {
 	setDefault(&c.ProtocolVersion, version3)
+	setDefault(&c.ReceiveMaximum, defaultReceiveMaximum)
 	setDefault(&c.KeepAliveSeconds, 30)
 	setDefault(&c.ConnectTimeoutSeconds, 10)
 	setDefault(&c.Ack, "durable")
@@ -175,6 +181,7 @@ func (c Config) Validate() []sources.FieldError {
 	}
 	oneOf("protocol_version", c.ProtocolVersion, protocolVersions)
 	oneOf("ack", c.Ack, ackModes)
+	between("receive_maximum", c.ReceiveMaximum, 1, 65535)
 	between("keep_alive_seconds", c.KeepAliveSeconds, 1, 65535)
 	between("connect_timeout_seconds", c.ConnectTimeoutSeconds, 1, 3600)
 	between("buffer_max_messages", c.BufferMaxMessages, 100, 10_000_000)
@@ -190,6 +197,9 @@ func (c Config) Validate() []sources.FieldError {
 	}
 	if c.SessionExpirySeconds > 0 && c.ProtocolVersion != version5 {
 		add("session_expiry_seconds", "needs protocol_version: \"5\"; with MQTT 3.1.1 the broker decides")
+	}
+	if c.ReceiveMaximum > 0 && c.ProtocolVersion != version5 {
+		add("receive_maximum", "needs protocol_version: \"5\"; with MQTT 3.1.1 the broker's own setting decides (mosquitto: max_inflight_messages)")
 	}
 	if c.Password != "" && c.Username == "" && c.ProtocolVersion != version5 {
 		add("password", "needs a username: MQTT 3.1.1 has no password without one")
@@ -332,7 +342,7 @@ func (c Config) overlapWarnings() []sources.FieldError {
 			a, b := strings.Split(earlier.Topic, "/"), strings.Split(t.Topic, "/")
 			if t.SharedGroup+earlier.SharedGroup == "" && overlap(a, b) && !covers(a, b) && !covers(b, a) {
 				out = append(out, sources.FieldError{Path: fmt.Sprintf("topics[%d].topic", i), Msg: fmt.Sprintf(
-					"%s and %s select some of the same topics: a few brokers send such messages twice (mosquitto does not)", t.Topic, earlier.Topic)})
+					"%s and %s select some of the same topics: a few brokers send such messages twice (mosquitto does not), and aedes mixes them up in a persistent session (set clean_session: true there)", t.Topic, earlier.Topic)})
 			}
 		}
 	}

@@ -82,6 +82,8 @@ func TestConfigRefuses(t *testing.T) {
 	cases := map[string]string{
 		"protocol_version: 3.1":                                 "protocol_version",
 		"keep_alive_seconds: 70000":                             "keep_alive_seconds",
+		"receive_maximum: 20":                                   "receive_maximum",
+		"{protocol_version: '5', receive_maximum: 70000}":       "receive_maximum",
 		"connect_timeout_seconds: -1":                           "connect_timeout_seconds",
 		"stale_after_seconds: -1":                               "stale_after_seconds",
 		"ack: maybe":                                            "ack",

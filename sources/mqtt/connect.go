@@ -1,6 +1,7 @@
 package mqtt
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -8,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"syscall"
 	"time"
 
@@ -55,11 +57,18 @@ func firstError(errs ...error) error {
 	return nil
 }
 
-// connect tries the endpoints in order and returns the first connection.
+// connect tries the endpoints in order, those that did not answer last time
+// after the others, and returns the first connection.
 func (s *Source) connect(ctx context.Context) (*connection, error) {
 	var failed error
-	for _, to := range s.endpoints {
+	order := slices.Clone(s.endpoints)
+	slices.SortStableFunc(order, func(a, b endpoint) int { return cmp.Compare(s.silent[a.url], s.silent[b.url]) })
+	for _, to := range order {
 		c, err := s.dial(ctx, to)
+		s.silent[to.url] = 0
+		if err != nil && sources.IsTimeout(err) {
+			s.silent[to.url] = 1
+		}
 		switch {
 		case err == nil:
 			return c, nil
@@ -103,6 +112,9 @@ func (s *Source) dial(ctx context.Context, to endpoint) (*connection, error) {
 	}
 	if err != nil {
 		_ = c.guard.Close()
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			return nil, sources.DialError(to.url, ctx.Err()) // and that closed the connection
+		}
 		return nil, err
 	}
 	c.since = time.Now()

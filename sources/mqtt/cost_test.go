@@ -33,7 +33,7 @@ func BenchmarkCost(b *testing.B) {
 
 func benchmark(b *testing.B, qos int, start func(b *testing.B, url string, qos int, n *atomic.Int64) (stop func())) {
 	var n atomic.Int64
-	m := &mosquitto{port: benchBroker(b)}
+	m := &broker{port: benchBroker(b)}
 	stop := start(b, m.url(), qos, &n)
 	defer stop()
 	cmd := exec.Command("mosquitto_pub", "-h", "127.0.0.1", "-p", strconv.Itoa(m.port), "-t", "c", "-q", strconv.Itoa(qos), "-l")

@@ -180,10 +180,13 @@ func (g *guard) intern(topic []byte) string {
 	if s, ok := g.topics[string(topic)]; ok {
 		return s
 	}
+	s := strings.ToValidUTF8(string(topic), "\uFFFD")
+	if len(topic) > topicCacheLength {
+		return s
+	}
 	if len(g.topics) >= topicCacheSize {
 		clear(g.topics)
 	}
-	s := strings.ToValidUTF8(string(topic), "\uFFFD")
 	g.topics[string(topic)] = s
 	return s
 }

@@ -15,12 +15,17 @@ import (
 	"time"
 )
 
+// broker is where a broker listens, to which the clients of mosquitto publish.
+type broker struct {
+	t    *testing.T
+	port int
+}
+
 // mosquitto is a broker of its own process, on a port of its own.
 type mosquitto struct {
-	t    *testing.T
+	broker
 	dir  string
 	conf string
-	port int
 	env  []string // added to the environment
 	cmd  *exec.Cmd
 }
@@ -29,7 +34,7 @@ type mosquitto struct {
 // stands for a directory of the broker's own.
 func startMosquitto(t *testing.T, lines ...string) *mosquitto {
 	t.Helper()
-	m := &mosquitto{t: t, dir: t.TempDir(), port: freePort(t)}
+	m := &mosquitto{broker: broker{t, freePort(t)}, dir: t.TempDir()}
 	if err := os.Chmod(m.dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -65,14 +70,7 @@ func (m *mosquitto) start() *mosquitto {
 	if err := m.cmd.Start(); err != nil {
 		m.t.Fatalf("start mosquitto (conformance/install-mqtt.sh installs it): %v", err)
 	}
-	eventually(m.t, "mosquitto to listen", func() bool {
-		conn, err := net.Dial("tcp", m.addr())
-		if err != nil {
-			return false
-		}
-		conn.Close()
-		return true
-	})
+	eventually(m.t, "mosquitto to listen", m.listens)
 	return m
 }
 
@@ -85,13 +83,22 @@ func (m *mosquitto) kill() {
 	}
 }
 
-func (m *mosquitto) addr() string { return "127.0.0.1:" + strconv.Itoa(m.port) }
-func (m *mosquitto) url() string  { return "mqtt://" + m.addr() }
+func (b *broker) addr() string { return "127.0.0.1:" + strconv.Itoa(b.port) }
+func (b *broker) url() string  { return "mqtt://" + b.addr() }
+
+func (b *broker) listens() bool {
+	conn, err := net.Dial("tcp", b.addr())
+	if err != nil {
+		return false
+	}
+	conn.Close()
+	return true
+}
 
 // publish sends the lines as messages with mosquitto_pub, which ends when all
 // of them are acknowledged.
-func (m *mosquitto) publish(topic string, qos int, lines []string, extra ...string) error {
-	args := append([]string{"-h", "127.0.0.1", "-p", strconv.Itoa(m.port), "-t", topic, "-q", strconv.Itoa(qos), "-l"}, extra...)
+func (b *broker) publish(topic string, qos int, lines []string, extra ...string) error {
+	args := append([]string{"-h", "127.0.0.1", "-p", strconv.Itoa(b.port), "-t", topic, "-q", strconv.Itoa(qos), "-l"}, extra...)
 	cmd := exec.Command("mosquitto_pub", args...)
 	cmd.Stdin = strings.NewReader(strings.Join(lines, "\n") + "\n")
 	if out, err := cmd.CombinedOutput(); err != nil {
@@ -100,20 +107,20 @@ func (m *mosquitto) publish(topic string, qos int, lines []string, extra ...stri
 	return nil
 }
 
-func (m *mosquitto) mustPublish(topic string, qos int, lines []string, extra ...string) {
-	m.t.Helper()
-	if err := m.publish(topic, qos, lines, extra...); err != nil {
-		m.t.Fatal(err)
+func (b *broker) mustPublish(topic string, qos int, lines []string, extra ...string) {
+	b.t.Helper()
+	if err := b.publish(topic, qos, lines, extra...); err != nil {
+		b.t.Fatal(err)
 	}
 }
 
 // publishOne sends one message of QoS 1.
-func (m *mosquitto) publishOne(topic, payload string) {
-	m.t.Helper()
-	cmd := exec.Command("mosquitto_pub", "-h", "127.0.0.1", "-p", strconv.Itoa(m.port), "-t", topic, "-q", "1", "-s")
+func (b *broker) publishOne(topic, payload string) {
+	b.t.Helper()
+	cmd := exec.Command("mosquitto_pub", "-h", "127.0.0.1", "-p", strconv.Itoa(b.port), "-t", topic, "-q", "1", "-s")
 	cmd.Stdin = strings.NewReader(payload)
 	if out, err := cmd.CombinedOutput(); err != nil {
-		m.t.Fatalf("mosquitto_pub: %v: %s", err, out)
+		b.t.Fatalf("mosquitto_pub: %v: %s", err, out)
 	}
 }
 

@@ -106,12 +106,15 @@ func (p *peer) publish(topic, payload string, qos byte) {
 func (p *peer) pump() {
 	for p.conn != nil && len(p.queue) > 0 && (len(p.inflight) < p.window || p.queue[0].Qos == 0) {
 		pub := p.queue[0]
-		p.queue = p.queue[1:]
 		if pub.Qos > 0 {
+			p.queue = p.queue[1:]
 			p.inflight = append(p.inflight, pub)
 		}
 		if p.write(p.conn, pub) != nil {
 			return
+		}
+		if pub.Qos == 0 {
+			p.queue = p.queue[1:]
 		}
 	}
 }
@@ -121,6 +124,11 @@ func (p *peer) serve(conn net.Conn) {
 	for {
 		packet, err := p.read(conn)
 		if err != nil {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			if p.conn == conn {
+				p.conn = nil // what is published from now on waits for the next one
+			}
 			return
 		}
 		if !p.answer(conn, packet) {

@@ -13,9 +13,18 @@ import (
 	"github.com/edgehost/edgehost/sources/mqtt/sparkplug"
 )
 
-// topicCacheSize bounds what is remembered of topics: a publisher may invent
-// topics without end.
-const topicCacheSize = 10000
+// What is remembered of topics is bounded in number and length, since a publisher
+// may invent topics without end. A topic that is not remembered costs a little
+// time with each message and no record.
+const (
+	topicCacheSize   = 10000
+	topicCacheLength = 1024 // bytes; longer topics are not remembered
+)
+
+// attrDup is true in the records of a message that the broker sent again because
+// it had no acknowledgement: only these can double what came before. Other
+// records do not have it.
+const attrDup = "dup"
 
 // attrClockSkew is by how many milliseconds the payload's time is ahead of ours,
 // when that is more than max_clock_skew_seconds.
@@ -113,6 +122,9 @@ func (m *mapper) info(topic string) *topicInfo {
 		info.sensor = len(info.attrs)
 		info.attrs = append(info.attrs, abi.Attr{Key: abi.AttrSensorName, Value: abi.String(levels[len(levels)-1])})
 	}
+	if len(topic) > topicCacheLength {
+		return info
+	}
 	if len(m.cache) >= topicCacheSize {
 		clear(m.cache)
 	}
@@ -167,6 +179,9 @@ func (m *mapper) record(msg *message, info *topicInfo, extra int) abi.Record {
 	attrs = append(attrs,
 		abi.Attr{Key: abi.AttrQoS, Value: abi.Int(int64(msg.qos))},
 		abi.Attr{Key: abi.AttrRetain, Value: abi.Bool(msg.retained)})
+	if msg.dup {
+		attrs = sources.SetAttr(attrs, attrDup, abi.Bool(true))
+	}
 	return abi.Record{EventTime: msg.arrived, IngestTime: msg.arrived, Source: m.source, Address: msg.topic,
 		Protocol: abi.ProtocolMQTT, Status: sources.StatusGood, Attrs: attrs}
 }
@@ -197,7 +212,7 @@ func (m *mapper) stamp(r *abi.Record, at int64, live bool) {
 	r.EventTime = at
 	r.Attrs = append(r.Attrs, abi.Attr{Key: abi.AttrTimestampMS, Value: abi.Int(at / 1000)})
 	if skew := at - r.IngestTime; live && m.maxSkew > 0 && max(skew, -skew) > m.maxSkew {
-		r.Attrs = append(r.Attrs, abi.Attr{Key: attrClockSkew, Value: abi.Int(skew / 1000)})
+		r.Attrs = sources.SetAttr(r.Attrs, attrClockSkew, abi.Int(skew/1000))
 		m.status.Add(metricSkewed, 1)
 	}
 }

@@ -83,9 +83,12 @@ type Source struct {
 	now       func() time.Time
 	commands  chan string // topics of Sparkplug commands to be published
 	flaps     int         // connections in a row that the broker ended at once
+	// silent is 1 for endpoints that did not answer when they were tried last, by
+	// URL: the others need not wait for their time-out again.
+	silent map[string]int
 }
 
-var _ sources.Source = (*Source)(nil)
+var _ sources.Peered = (*Source)(nil)
 
 // New makes the source called name of endpoint. It validates cfg and reads no
 // files; what works but is probably not meant goes to the log.
@@ -99,8 +102,8 @@ func New(name, endpoint string, tags map[string]string, cfg Config, deps Deps) (
 	cfg = cfg.withDefaults()
 	s := &Source{name: name, cfg: cfg, status: deps.Status, log: deps.Logger, now: deps.Now,
 		subs: subscriptions(cfg.Topics), clientID: cfg.ClientID,
-		commands: make(chan string, maxCommands),
-		buf:      newBuffer(cfg.BufferMaxMessages, max(bufferBytes, 2*cfg.MaxPayloadBytes))}
+		commands: make(chan string, maxCommands), silent: map[string]int{},
+		buf: newBuffer(cfg.BufferMaxMessages, max(bufferBytes, 2*cfg.MaxPayloadBytes))}
 	if s.now == nil {
 		s.now = time.Now
 	}
@@ -123,6 +126,15 @@ func New(name, endpoint string, tags map[string]string, cfg Config, deps Deps) (
 		s.endpoints = append(s.endpoints, e)
 	}
 	return s, nil
+}
+
+// Peers implements sources.Peered.
+func (s *Source) Peers() []string {
+	var out []string
+	for _, e := range s.endpoints {
+		out = append(out, e.host)
+	}
+	return out
 }
 
 // clientID is 23 characters of those that every MQTT 3.1.1 broker must take

@@ -121,15 +121,15 @@ func TestSession5OnTheWire(t *testing.T) {
 	stop()
 	m := p.connect5(0)
 	if m.CleanStart || m.Username != "u" || string(m.Password) != "s3cret" || m.ClientID != s.clientID || m.KeepAlive != 30 ||
-		m.Properties.SessionExpiryInterval == nil || *m.Properties.SessionExpiryInterval != forever {
+		m.Properties.SessionExpiryInterval == nil || *m.Properties.SessionExpiryInterval != forever || *m.Properties.ReceiveMaximum != 1000 {
 		t.Errorf("CONNECT: %v", m)
 	}
-	cfg.SessionExpirySeconds = 3600
+	cfg.SessionExpirySeconds, cfg.ReceiveMaximum = 3600, 20
 	s, st = newTestSource(t, p.url(), cfg)
 	stop = run(t, s, new(sink).emit)
 	awaitState(t, st, sources.Connected)
 	stop()
-	if m := p.connect5(1); *m.Properties.SessionExpiryInterval != 3600 {
+	if m := p.connect5(1); *m.Properties.SessionExpiryInterval != 3600 || *m.Properties.ReceiveMaximum != 20 {
 		t.Errorf("CONNECT: %v", m)
 	}
 	s, st = newTestSource(t, p.url(), oneTopic5("a", 0))

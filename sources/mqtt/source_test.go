@@ -135,6 +135,35 @@ func TestRecordsAreComplete(t *testing.T) {
 	}
 }
 
+// TestTopicsAreBounded: a publisher that invents topics, short and long, valid
+// and not, fills no memory.
+func TestTopicsAreBounded(t *testing.T) {
+	s, _ := newTestSource(t, "mqtt://127.0.0.1:1", oneTopic("#", 0))
+	g := newGuard(nil, false, 1, nil)
+	for i := range 100_000 {
+		for _, topic := range []string{fmt.Sprintf("t/%d", i), fmt.Sprintf("t/\xff%d", i), fmt.Sprintf("%s/%d", fill(topicCacheLength), i)} {
+			if i >= 1000 && len(topic) > topicCacheLength {
+				continue
+			}
+			name := g.intern([]byte(topic))
+			if want := strings.ToValidUTF8(topic, "\uFFFD"); name != want {
+				t.Fatalf("topic %q became %q", topic, name)
+			}
+			if recs, ok := s.mapper.records(&message{topic: name, payload: []byte("1")}); !ok || len(recs) != 1 || recs[0].Address != name {
+				t.Fatalf("topic %q became %+v", topic, recs)
+			}
+		}
+		if len(g.topics) > topicCacheSize || len(s.mapper.cache) > topicCacheSize {
+			t.Fatalf("%d and %d topics are remembered", len(g.topics), len(s.mapper.cache))
+		}
+	}
+	for topic := range g.topics {
+		if len(topic) > topicCacheLength {
+			t.Fatalf("a topic of %d bytes is remembered", len(topic))
+		}
+	}
+}
+
 func checkAttrs(t *testing.T, r abi.Record, want map[string]abi.Value) {
 	t.Helper()
 	for key, v := range want {
@@ -427,6 +456,36 @@ func TestFailOver(t *testing.T) {
 	s, st = newTestSource(t, "mqtt://127.0.0.1:1", cfg)
 	run(t, s, k.emit)
 	awaitState(t, st, sources.Reconnecting, "mqtt://127.0.0.1:1", "mqtt://127.0.0.1:2")
+}
+
+// TestSilentEndpointGoesLast: an endpoint that takes the connection and says
+// nothing costs its time-out once, and not each time that the other is lost.
+func TestSilentEndpointGoesLast(t *testing.T) {
+	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	p := newPeer(t).start()
+	cfg := oneTopic("a", 1)
+	cfg.ConnectTimeoutSeconds = 1
+	alone, st := newTestSource(t, "mqtt://"+silent.Addr().String(), cfg)
+	stop := run(t, alone, new(sink).emit)
+	awaitState(t, st, sources.Reconnecting, "nothing answers")
+	stop()
+	cfg.Endpoints = []string{p.url()}
+	s, st := newTestSource(t, "mqtt://"+silent.Addr().String(), cfg)
+	run(t, s, new(sink).emit)
+	awaitState(t, st, sources.Connected)
+	for n := 2; n <= 5; n++ {
+		lost := time.Now()
+		p.kick()
+		eventually(t, "the next connection", func() bool { return p.connectCount() == n })
+		if took := time.Since(lost); took > 900*time.Millisecond {
+			t.Errorf("connection %d took %v: the silent endpoint was tried first", n, took)
+		}
+		awaitState(t, st, sources.Connected)
+	}
 }
 
 func TestSessionAndCredentialsOnTheWire(t *testing.T) {

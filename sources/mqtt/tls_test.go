@@ -3,6 +3,7 @@ package mqtt
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"fmt"
 	"log/slog"
 	"net"
 	"os"
@@ -100,15 +101,16 @@ func TestTLS(t *testing.T) {
 	}
 }
 
-// TestWebSocket goes through an embedded broker, over ws:// and wss://.
-func TestWebSocket(t *testing.T) {
+// TestEmbeddedBroker reads from a broker of MQTT 3.1.1 and 5 in this process,
+// over TCP, ws:// and wss://.
+func TestEmbeddedBroker(t *testing.T) {
 	ca := sourcetest.NewCA(t)
 	server := mqtt.New(&mqtt.Options{InlineClient: true, Logger: slog.New(slog.DiscardHandler)})
 	if err := server.AddHook(new(auth.AllowHook), nil); err != nil {
 		t.Fatal(err)
 	}
 	endpoints := map[string]string{}
-	for scheme, cfg := range map[string]*tls.Config{"ws": nil, "wss": serverTLS(t, ca, false)} {
+	for scheme, cfg := range map[string]*tls.Config{"mqtt": nil, "ws": nil, "wss": serverTLS(t, ca, false)} {
 		lis, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
 			t.Fatal(err)
@@ -116,7 +118,12 @@ func TestWebSocket(t *testing.T) {
 		addr := lis.Addr().String()
 		lis.Close()
 		endpoints[scheme] = scheme + "://" + addr
-		if err := server.AddListener(listeners.NewWebsocket(listeners.Config{ID: scheme, Address: addr, TLSConfig: cfg})); err != nil {
+		config := listeners.Config{ID: scheme, Address: addr, TLSConfig: cfg}
+		listener := listeners.Listener(listeners.NewWebsocket(config))
+		if scheme == "mqtt" {
+			listener = listeners.NewTCP(config)
+		}
+		if err := server.AddListener(listener); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -125,19 +132,28 @@ func TestWebSocket(t *testing.T) {
 	}
 	t.Cleanup(func() { server.Close() })
 	for scheme, endpoint := range endpoints {
-		t.Run(scheme, func(t *testing.T) {
-			cfg := oneTopic("w/"+scheme, 1)
-			cfg.TLS.CACertPath = ca.CertFile
-			s, st := newTestSource(t, endpoint, cfg)
-			var k sink
-			run(t, s, k.emit)
-			awaitState(t, st, sources.Connected)
-			for range 100 {
-				if err := server.Publish("w/"+scheme, []byte("42"), false, 1); err != nil {
-					t.Fatal(err)
+		for i := range 6 {
+			version, qos := protocolVersions[i%2], i/2
+			t.Run(fmt.Sprintf("%s %s qos %d", scheme, version, qos), func(t *testing.T) {
+				cfg := oneTopic(t.Name(), qos)
+				cfg.TLS.CACertPath, cfg.ProtocolVersion, cfg.ClientID = ca.CertFile, version, t.Name()
+				s, st := newTestSource(t, endpoint, cfg)
+				var k sink
+				run(t, s, k.emit)
+				awaitState(t, st, sources.Connected)
+				for n := range 100 {
+					if err := server.Publish(t.Name(), fmt.Append(nil, n), false, byte(qos)); err != nil {
+						t.Fatal(err)
+					}
 				}
-			}
-			eventually(t, "100 records", func() bool { return len(k.records()) == 100 })
-		})
+				eventually(t, "100 records", func() bool { return len(k.records()) == 100 })
+				for n, r := range k.records() {
+					if r.Value.AsInt() != int64(n) {
+						t.Fatalf("record %d holds %d", n, r.Value.AsInt())
+					}
+				}
+				eventually(t, "all acknowledgements", func() bool { _, unacked := s.buf.counts(); return unacked == 0 })
+			})
+		}
 	}
 }

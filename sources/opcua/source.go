@@ -65,7 +65,7 @@ type Source struct {
 	asked   bool      // deps.Resume was called
 }
 
-var _ sources.Source = (*Source)(nil)
+var _ sources.Peered = (*Source)(nil)
 
 // New makes the source called name for the server at endpoint. tags become
 // attributes of every record. The error lists every mistake of cfg.
@@ -92,6 +92,19 @@ func New(name, endpoint string, tags map[string]string, cfg Config, deps Deps) (
 	d := &dialer{name: name, cfg: cfg, url: u, dir: deps.Dir, log: log, status: deps.Status}
 	return &Source{name: name, endpoint: endpoint, tags: tags, cfg: cfg, cfgHash: cfg.hash(), deps: deps, log: log, status: deps.Status,
 		connect: d.connect, flights: newFlights()}, nil
+}
+
+// Peers implements sources.Peered.
+func (s *Source) Peers() []string { return Peers(s.endpoint) }
+
+// Peers returns the address, host:port, that a source of endpoint connects to;
+// none when the endpoint is not valid.
+func Peers(endpoint string) []string {
+	u, err := parseEndpoint(endpoint)
+	if err != nil {
+		return nil
+	}
+	return []string{u.Host}
 }
 
 // Run connects, subscribes and emits until ctx ends or the connection is lost.
