@@ -81,7 +81,11 @@ func openGateway(ctx context.Context, cfg *config, log *slog.Logger) (g *gateway
 	if err != nil {
 		return nil, fmt.Errorf("open module registry: %w", err)
 	}
-	g.sandbox, err = sandbox.New(sandbox.Config{})
+	cache, err := g.moduleCache()
+	if err != nil {
+		return nil, err
+	}
+	g.sandbox, err = sandbox.New(sandbox.Config{Cache: cache})
 	if err != nil {
 		return nil, fmt.Errorf("start sandbox: %w", err)
 	}
@@ -93,6 +97,40 @@ func openGateway(ctx context.Context, cfg *config, log *slog.Logger) (g *gateway
 		return nil, fmt.Errorf("start host: %w", err)
 	}
 	return g, nil
+}
+
+// moduleCache says where compiled code is kept. A key that lies in state_dir
+// proves nothing about a file beside it, and native code is executed: then none is
+// kept (docs/adr/0009).
+func (g *gateway) moduleCache() (sandbox.CacheConfig, error) {
+	beside := g.spool.GeneratedKey()
+	if path := g.cfg.Spool.KeyFile; path != "" && liesIn(g.cfg.StateDir, path) {
+		beside = path
+	}
+	if beside != "" {
+		g.log.Info("compiled modules are not kept, each start compiles them anew: the key of the spool lies in state_dir and cannot vouch for code there",
+			"component", "sandbox", "key_file", beside, "configure", "spool.key_env, spool.key_file or spool.passphrase_env")
+		return sandbox.CacheConfig{}, nil
+	}
+	key, err := g.spool.Key("module cache")
+	if err != nil {
+		return sandbox.CacheConfig{}, fmt.Errorf("open module cache: %w", err)
+	}
+	return sandbox.CacheConfig{Dir: filepath.Join(g.cfg.StateDir, "cache"), Key: key, Logger: g.log.With("component", "sandbox")}, nil
+}
+
+// liesIn reports whether a file is in a directory or below it, links followed.
+func liesIn(dir, path string) bool {
+	for _, p := range []*string{&dir, &path} {
+		if real, err := filepath.EvalSymlinks(*p); err == nil {
+			*p = real
+		}
+		if abs, err := filepath.Abs(*p); err == nil {
+			*p = abs
+		}
+	}
+	rel, err := filepath.Rel(dir, path)
+	return err == nil && filepath.IsLocal(rel)
 }
 
 // Run runs the host until ctx ends and closes what openGateway opened.
