@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -36,6 +37,7 @@ type liveHost struct {
 	in   chan sources.Batch
 	done chan error
 	host *gateway
+	log  syncBuffer
 	stop func()
 }
 
@@ -70,8 +72,7 @@ func startLive(t *testing.T, cfg *config) *liveHost {
 func (l *liveHost) start() {
 	l.t.Helper()
 	l.in, l.done = make(chan sources.Batch), make(chan error, 1)
-	log := slog.New(slog.NewTextHandler(l.t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
-	l.host = &gateway{cfg: l.cfg, log: log}
+	l.host = &gateway{cfg: l.cfg, log: slog.New(slog.NewTextHandler(io.MultiWriter(l.t.Output(), &l.log), nil))}
 	hc, err := l.host.open()
 	if err != nil {
 		l.t.Fatal(errors.Join(err, l.host.close(context.Background())))
@@ -227,6 +228,9 @@ func checkLive(t *testing.T, l *liveHost, in []abi.Record, want []outcome) {
 	l.give(in[:len(in)/2]...)
 	l.stop()
 	l.start()
+	if !strings.Contains(l.log.String(), "from_cache=true") {
+		t.Error("the second start compiled the module again")
+	}
 	l.give(in[len(in)/2:]...)
 	l.delivered(len(want) - len(rejected))
 	if diff := cmp.Diff(rejected, l.rejected()); diff != "" {
