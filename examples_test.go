@@ -148,20 +148,6 @@ func checkQuiet(t *testing.T, m *trial, in []abi.Record) {
 	}
 }
 
-func startTrial(t *testing.T, wasm []byte, s trialSetup) *trial {
-	t.Helper()
-	m, err := openTrial(t.Context(), wasm, s)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := m.close(t.Context()); err != nil && t.Context().Err() == nil {
-			t.Error(err)
-		}
-	})
-	return m
-}
-
 func resetTrial(t *testing.T, m *trial) {
 	t.Helper()
 	m.state.values, m.trialResult = map[string]trialValue{}, trialResult{Metrics: map[string]float64{}}
