@@ -83,40 +83,45 @@ func (e badEntry) Error() string { return string(e) }
 const otherVersion = badEntry("it was made by another version or on another kind of machine")
 
 // openCodeCache takes a directory for this process and empties its work directory.
-func openCodeCache(cfg CacheConfig) (c *codeCache, err error) {
-	c = &codeCache{dir: cfg.Dir, key: cfg.Key, most: cfg.MaxBytes, log: cfg.Logger, turn: make(chan struct{}, 1)}
+func openCodeCache(cfg CacheConfig) (*codeCache, error) {
+	c := &codeCache{dir: cfg.Dir, key: cfg.Key, most: cfg.MaxBytes, log: cfg.Logger, turn: make(chan struct{}, 1)}
 	if c.most == 0 {
 		c.most = defaultCacheBytes
 	}
 	if err := os.MkdirAll(c.dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make directory: %w", err)
 	}
+	var err error
 	if c.lock, err = c.own(); err != nil {
 		return nil, err
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, c.lock.Close())
-		}
-	}()
+	if err := c.makeWork(); err != nil {
+		return nil, errors.Join(err, c.lock.Close())
+	}
+	return c, nil
+}
+
+// makeWork makes the work directory afresh and gives it to wazero.
+func (c *codeCache) makeWork() error {
 	if err := os.RemoveAll(c.work()); err != nil {
-		return nil, fmt.Errorf("empty work directory: %w", err)
+		return fmt.Errorf("empty work directory: %w", err)
 	}
 	if err := os.Mkdir(c.work(), 0o700); err != nil {
-		return nil, fmt.Errorf("make work directory: %w", err)
+		return fmt.Errorf("make work directory: %w", err)
 	}
-	if c.wazero, err = wazero.NewCompilationCacheWithDir(c.work()); err != nil {
-		return nil, err
+	cache, err := wazero.NewCompilationCacheWithDir(c.work())
+	if err != nil {
+		return err
 	}
 	made, err := os.ReadDir(c.work())
 	if err == nil && len(made) != 1 {
 		err = fmt.Errorf("wazero made %d directories, one was expected", len(made))
 	}
 	if err != nil {
-		return nil, errors.Join(err, c.wazero.Close(context.Background()))
+		return errors.Join(err, cache.Close(context.Background()))
 	}
-	c.engine = filepath.Join(c.work(), made[0].Name())
-	return c, nil
+	c.wazero, c.engine = cache, filepath.Join(c.work(), made[0].Name())
+	return nil
 }
 
 func (c *codeCache) work() string             { return filepath.Join(c.dir, workName) }

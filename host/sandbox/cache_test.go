@@ -294,6 +294,13 @@ func TestCacheDirectory(t *testing.T) {
 		broken(t, cacheIn(path), "are not kept")
 	})
 	t.Run("cannot be made", func(t *testing.T) { broken(t, cacheIn("/proc/cache"), "are not kept") })
+	t.Run("nothing can be made in it", func(t *testing.T) {
+		dir := t.TempDir()
+		for n := 4091 - len(dir); n > 0; n = 4091 - len(dir) { // work would be beyond the longest path
+			dir += "/" + strings.Repeat("d", min(n-1, 200))
+		}
+		broken(t, cacheIn(dir), "are not kept")
+	})
 	t.Run("in use", func(t *testing.T) {
 		dir, _, _ := filled(t)
 		h := openCached(t, cacheIn(dir))
