@@ -107,7 +107,7 @@ func (g *gateway) open() (hc host.Config, err error) {
 
 // moduleCache says where compiled code is kept. A key that lies in state_dir
 // proves nothing about a file beside it, and native code is executed: then none is
-// kept (docs/adr/0009).
+// kept (docs/adr/0011).
 func (g *gateway) moduleCache() (sandbox.CacheConfig, error) {
 	beside := g.spool.GeneratedKey()
 	if path := g.cfg.Spool.KeyFile; path != "" && liesIn(g.cfg.StateDir, path) {
