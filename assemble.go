@@ -66,27 +66,7 @@ func openGateway(ctx context.Context, cfg *config, log *slog.Logger) (g *gateway
 			err = errors.Join(err, opened.close(ctx))
 		}
 	}()
-	if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
-		return nil, fmt.Errorf("make state_dir: %w", err)
-	}
-	g.spool, err = spool.Open(spool.Options{Dir: filepath.Join(cfg.StateDir, "spool"), Keys: cfg.Spool, Logger: log.With("component", "spool"),
-		MaxLetterBytes: int64(cfg.Backpressure.DeadLetterQueue.MaxSizeMB) * 1e6})
-	if err != nil {
-		return nil, fmt.Errorf("open spool: %w", err)
-	}
-	if path := g.spool.GeneratedKey(); path != "" {
-		log.Warn("a key for the spool was made because none is configured: whoever can read it can read the spool; keep a copy, its loss is the loss of what waits",
-			"key_file", path, "configure", "spool.key_env, spool.key_file or spool.passphrase_env")
-	}
-	reg, err := modules.Open(filepath.Join(cfg.StateDir, "modules"))
-	if err != nil {
-		return nil, fmt.Errorf("open module registry: %w", err)
-	}
-	g.sandbox, err = sandbox.New(sandbox.Config{})
-	if err != nil {
-		return nil, fmt.Errorf("start sandbox: %w", err)
-	}
-	hc, err := g.hostConfig(reg)
+	hc, err := g.open()
 	if err != nil {
 		return nil, err
 	}
@@ -94,6 +74,70 @@ func openGateway(ctx context.Context, cfg *config, log *slog.Logger) (g *gateway
 		return nil, fmt.Errorf("start host: %w", err)
 	}
 	return g, nil
+}
+
+// open opens what the host keeps and runs modules in, and says what the host is
+// made of.
+func (g *gateway) open() (hc host.Config, err error) {
+	cfg := g.cfg
+	if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
+		return hc, fmt.Errorf("make state_dir: %w", err)
+	}
+	g.spool, err = spool.Open(spool.Options{Dir: filepath.Join(cfg.StateDir, "spool"), Keys: cfg.Spool, Logger: g.log.With("component", "spool"),
+		MaxLetterBytes: int64(cfg.Backpressure.DeadLetterQueue.MaxSizeMB) * 1e6})
+	if err != nil {
+		return hc, fmt.Errorf("open spool: %w", err)
+	}
+	if path := g.spool.GeneratedKey(); path != "" {
+		g.log.Warn("a key for the spool was made because none is configured: whoever can read it can read the spool; keep a copy, its loss is the loss of what waits",
+			"key_file", path, "configure", "spool.key_env, spool.key_file or spool.passphrase_env")
+	}
+	reg, err := modules.Open(filepath.Join(cfg.StateDir, "modules"))
+	if err != nil {
+		return hc, fmt.Errorf("open module registry: %w", err)
+	}
+	cache, err := g.moduleCache()
+	if err != nil {
+		return hc, err
+	}
+	if g.sandbox, err = sandbox.New(sandbox.Config{Cache: cache}); err != nil {
+		return hc, fmt.Errorf("start sandbox: %w", err)
+	}
+	return g.hostConfig(reg)
+}
+
+// moduleCache says where compiled code is kept. A key that lies in state_dir
+// proves nothing about a file beside it, and native code is executed: then none is
+// kept (docs/adr/0011).
+func (g *gateway) moduleCache() (sandbox.CacheConfig, error) {
+	beside := g.spool.GeneratedKey()
+	if path := g.cfg.Spool.KeyFile; path != "" && liesIn(g.cfg.StateDir, path) {
+		beside = path
+	}
+	if beside != "" {
+		g.log.Info("compiled modules are not kept, each start compiles them anew: the key of the spool lies in state_dir and cannot vouch for code there",
+			"component", "sandbox", "key_file", beside, "configure", "spool.key_env, spool.key_file or spool.passphrase_env")
+		return sandbox.CacheConfig{}, nil
+	}
+	key, err := g.spool.Key("module cache")
+	if err != nil {
+		return sandbox.CacheConfig{}, fmt.Errorf("open module cache: %w", err)
+	}
+	return sandbox.CacheConfig{Dir: filepath.Join(g.cfg.StateDir, "cache"), Key: key, Logger: g.log.With("component", "sandbox")}, nil
+}
+
+// liesIn reports whether a file is in a directory or below it, links followed.
+func liesIn(dir, path string) bool {
+	for _, p := range []*string{&dir, &path} {
+		if real, err := filepath.EvalSymlinks(*p); err == nil {
+			*p = real
+		}
+		if abs, err := filepath.Abs(*p); err == nil {
+			*p = abs
+		}
+	}
+	rel, err := filepath.Rel(dir, path)
+	return err == nil && filepath.IsLocal(rel)
 }
 
 // Run runs the host until ctx ends and closes what openGateway opened.

@@ -135,7 +135,7 @@ func whereIs(c *cli.Context, d *control.DeadLetter) string {
 			return fmt.Sprintf("%s was in force; try\n   edgehost dlq repro %s --module %s", short(d.Revision), d.ID, file)
 		}
 	}
-	return fmt.Sprintf("--module FILE, with the file that was pushed as %s (revision %s). The host keeps it in its state_dir as modules/revisions/%s.wasm",
+	return fmt.Sprintf("--module FILE, with the file that was pushed as %s (revision %s). The host keeps the newest ones in its state_dir, as modules/revisions/%s.wasm",
 		d.Module, dash(short(d.Revision)), dash(d.Revision))
 }
 

@@ -1,6 +1,6 @@
 //go:build !race
 
-// Compiling seven Go modules takes minutes under the race detector, which has
+// Compiling ten Go modules takes minutes under the race detector, which has
 // nothing to find here: one goroutine runs one module.
 
 package main
@@ -41,9 +41,8 @@ func buildGo(t *testing.T, dir, pkg string, env ...string) []byte {
 	return wasm
 }
 
-// exampleSetup is what the configuration of an example gives its module, and how
-// often it ticks.
-func exampleSetup(t *testing.T, dir string) (trialSetup, time.Duration) {
+// exampleConfig is the configuration of an example.
+func exampleConfig(t *testing.T, dir string) *config {
 	t.Helper()
 	cfg, err := loadConfig(filepath.Join(dir, "config.yaml"), func(name string) (string, bool) {
 		return "0123456789abcdef", name == "REDACT_KEY"
@@ -54,7 +53,14 @@ func exampleSetup(t *testing.T, dir string) (trialSetup, time.Duration) {
 	if err := cfg.checkComplete(); err != nil {
 		t.Fatal(err)
 	}
-	p := cfg.plan()[0]
+	return cfg
+}
+
+// exampleSetup is what the configuration of an example gives its module, and how
+// often it ticks.
+func exampleSetup(t *testing.T, dir string) (trialSetup, time.Duration) {
+	t.Helper()
+	p := exampleConfig(t, dir).plan()[0]
 	setup := trialSetup{Name: p.Modules[0].Name, Config: p.Modules[0].Config}
 	for name := range p.Outputs {
 		setup.Outputs = append(setup.Outputs, name)
@@ -66,7 +72,8 @@ func exampleSetup(t *testing.T, dir string) (trialSetup, time.Duration) {
 type exampleCase struct{ key, value, refusal string }
 
 // Every example does with in.ndjson what out.ndjson says, in one batch, and record
-// by record with a restart before each: what must last is in the state.
+// by record with a restart before each: what must last is in the state. In a live
+// host it does the same.
 func TestExamples(t *testing.T) {
 	for name, e := range map[string]exampleCase{
 		"alarms":       {key: "above", value: "x=1", refusal: "output alarms is not configured"},
@@ -75,7 +82,10 @@ func TestExamples(t *testing.T) {
 		"minutes":      {},
 		"payload":      {},
 		"redact":       {key: "hash", value: "badge", refusal: "at least 16 characters"},
+		"route":        {key: "every", value: "10", refusal: "output second is not configured"},
+		"scale":        {key: "factor", value: "twice", refusal: "config key factor: twice is no number"},
 		"swingingdoor": {key: "deviation", value: "-", refusal: "is no number"},
+		"threshold":    {key: "above", value: "high", refusal: "config key above: high is no number"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -90,7 +100,13 @@ func TestExamples(t *testing.T) {
 				t.Errorf("README.md: %v", err)
 			}
 			setup, tick := exampleSetup(t, dir)
-			m := startTrial(t, buildGo(t, ".", "./examples/"+name), setup)
+			wasm := buildGo(t, ".", "./examples/"+name)
+			l := startLive(t, liveConfig(t, name))
+			l.push(setup.Name, wasm)
+			m, err := newTrial(t.Context(), l.host.sandbox, wasm, setup) // is compiled already
+			if err != nil {
+				t.Fatal(err)
+			}
 			if err := m.run(t.Context(), in, trialPlan{Batch: batchRecords, Tick: tick}); err != nil {
 				t.Fatal(err)
 			}
@@ -109,6 +125,14 @@ func TestExamples(t *testing.T) {
 				resetTrial(t, m)
 				checkQuiet(t, m, in)
 			}
+			if err := m.close(t.Context()); err != nil {
+				t.Error(err)
+			}
+			if name == "minutes" {
+				checkLiveMinutes(t, l)
+			} else {
+				checkLive(t, l, in, want)
+			}
 		})
 	}
 }
@@ -122,20 +146,6 @@ func checkQuiet(t *testing.T, m *trial, in []abi.Record) {
 	if len(m.Outcomes) != 0 || m.Filtered != 3 || len(m.state.values) == 0 {
 		t.Errorf("%d outcomes, %d filtered, %d keys", len(m.Outcomes), m.Filtered, len(m.state.values))
 	}
-}
-
-func startTrial(t *testing.T, wasm []byte, s trialSetup) *trial {
-	t.Helper()
-	m, err := openTrial(t.Context(), wasm, s)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := m.close(t.Context()); err != nil && t.Context().Err() == nil {
-			t.Error(err)
-		}
-	})
-	return m
 }
 
 func resetTrial(t *testing.T, m *trial) {

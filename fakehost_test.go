@@ -102,7 +102,7 @@ func (h *fakeHost) PushModule(_ context.Context, r control.PushRequest) (control
 	sum := sha256.Sum256(r.Wasm)
 	m := h.modules[r.Name]
 	m.Name = r.Name
-	rev := control.Revision{Digest: hex.EncodeToString(sum[:]), Size: int64(len(r.Wasm)), At: someday}
+	rev := control.Revision{Digest: hex.EncodeToString(sum[:]), Size: int64(len(r.Wasm)), At: someday, By: r.By}
 	m.Revisions = slices.Insert(m.Revisions, 0, rev)
 	if r.Activate {
 		m.Active = rev.Digest

@@ -135,7 +135,7 @@ func moduleList(c *cli.Context, host *control.Client) error {
 			fmt.Fprintln(w, "no modules; upload one with: edgehost module push FILE --name NAME")
 			return
 		}
-		rows := [][]string{{"NAME", "REVISION", "", "SIZE", "SINCE", "PIPELINES"}}
+		rows := [][]string{{"NAME", "REVISION", "", "SIZE", "SINCE", "BY", "PIPELINES"}}
 		for _, m := range list {
 			for i, r := range m.Revisions {
 				name, active, pipelines := "", "", ""
@@ -145,10 +145,10 @@ func moduleList(c *cli.Context, host *control.Client) error {
 				if r.Digest == m.Active {
 					active = "active"
 				}
-				rows = append(rows, []string{name, short(r.Digest), active, size(uint64(max(0, r.Size))), stamp(r.At), pipelines})
+				rows = append(rows, []string{name, short(r.Digest), active, size(uint64(max(0, r.Size))), stamp(r.At), dash(r.By), pipelines})
 			}
 			if len(m.Revisions) == 0 {
-				rows = append(rows, []string{m.Name, "-", "", strconv.Itoa(0), "-", strings.Join(m.Pipelines, ",")})
+				rows = append(rows, []string{m.Name, "-", "", strconv.Itoa(0), "-", "-", strings.Join(m.Pipelines, ",")})
 			}
 		}
 		table(w, rows)

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"os/user"
 	"path/filepath"
 	"strconv"
 	"syscall"
@@ -47,6 +48,11 @@ func TestScript(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script",
 		Setup: func(e *testscript.Env) error {
+			me, err := user.Current()
+			if err != nil {
+				return err
+			}
+			e.Setenv("ME", me.Username)
 			e.Setenv("EXAMPLES", filepath.Join(root, "examples"))
 			e.Setenv("MODULES", filepath.Join(root, "host", "testdata"))
 			for _, name := range []string{"KEY1", "KEY2"} {

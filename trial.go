@@ -18,7 +18,7 @@ import (
 // is committed batch by batch, records at fault set apart by bisection. Its
 // methods are called by one goroutine.
 type trial struct {
-	host     *sandbox.Host
+	host     *sandbox.Host // nil: the caller's
 	module   *sandbox.Module
 	instance *sandbox.Instance
 	env      sandbox.Env
@@ -72,7 +72,17 @@ func openTrial(ctx context.Context, wasm []byte, s trialSetup) (*trial, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &trial{host: h, names: append([]string{""}, s.Outputs...), state: trialState{values: map[string]trialValue{}}}
+	t, err := newTrial(ctx, h, wasm, s)
+	if err != nil {
+		return nil, errors.Join(err, h.Close())
+	}
+	t.host = h
+	return t, nil
+}
+
+// newTrial is openTrial in a sandbox of the caller's.
+func newTrial(ctx context.Context, h *sandbox.Host, wasm []byte, s trialSetup) (t *trial, err error) {
+	t = &trial{names: append([]string{""}, s.Outputs...), state: trialState{values: map[string]trialValue{}}}
 	t.Metrics = map[string]float64{}
 	t.env = sandbox.Env{Name: s.Name, Config: s.Config, Outputs: map[string]uint32{}, KV: &t.state, Limits: s.Limits, Logger: slog.New(trialLog{t})}
 	for i, name := range s.Outputs {
@@ -115,7 +125,10 @@ func (t *trial) close(ctx context.Context) error {
 	if t.module != nil {
 		errs = append(errs, t.module.Close(ctx))
 	}
-	return errors.Join(append(errs, t.host.Close())...)
+	if t.host != nil {
+		errs = append(errs, t.host.Close())
+	}
+	return errors.Join(errs...)
 }
 
 // trialFaults is how many faults a trial reports; a pipeline is held after as

@@ -101,7 +101,7 @@ func (h *Host) PushModule(ctx context.Context, r control.PushRequest) (control.M
 	}
 	digest, err := h.cfg.Modules.Put(r.Wasm)
 	if err == nil {
-		_, err = h.cfg.Modules.Point(r.Name, digest, r.Activate, "", time.Now())
+		_, err = h.cfg.Modules.Point(r.Name, digest, r.Activate, r.By, time.Now())
 	}
 	if err != nil {
 		return control.Module{}, errors.Join(fmt.Errorf("keep module %s: %w", r.Name, err), ready.discard(ctx))
@@ -114,7 +114,7 @@ func (h *Host) PushModule(ctx context.Context, r control.PushRequest) (control.M
 	if err != nil {
 		h.log.Warn("an instance did not close", "module", r.Name, "error", err)
 	}
-	h.log.Info("module kept", "module", r.Name, "revision", short(digest), "active", r.Activate)
+	h.log.Info("module kept", "module", r.Name, "revision", short(digest), "active", r.Activate, "by", r.By)
 	return h.module(r.Name)
 }
 

@@ -65,6 +65,23 @@ func (f nameFile) find(digest string) (Revision, bool) {
 	return Revision{}, false
 }
 
+// retain drops the revisions that a name keeps no longer, and the way back to
+// them.
+func (f *nameFile) retain() (dropped []Revision) {
+	kept := f.Revisions[:0:0]
+	for i, rev := range f.Revisions {
+		n := len(f.Previous)
+		if i < keepRevisions || rev.Digest == f.Active || (n > 0 && rev.Digest == f.Previous[n-1]) {
+			kept = append(kept, rev)
+		} else {
+			dropped = append(dropped, rev)
+		}
+	}
+	f.Revisions = kept
+	f.Previous = slices.DeleteFunc(f.Previous, func(digest string) bool { _, known := f.find(digest); return !known })
+	return dropped
+}
+
 func (f nameFile) clone() nameFile {
 	f.Previous, f.Revisions = slices.Clone(f.Previous), slices.Clone(f.Revisions)
 	return f
@@ -126,6 +143,30 @@ func syncDir(dir string) error {
 	}
 	if err := errors.Join(d.Sync(), d.Close()); err != nil {
 		return fmt.Errorf("sync %s: %w", dir, err)
+	}
+	return nil
+}
+
+// removeStrays removes revisions that no name has: a crash came before the name
+// was written, or after. While a name is damaged, nobody knows which it had.
+func (r *Registry) removeStrays() error {
+	for _, f := range r.names {
+		if f.damaged != "" {
+			return nil
+		}
+	}
+	files, err := os.ReadDir(r.revisions())
+	if err != nil {
+		return fmt.Errorf("list module revisions: %w", err)
+	}
+	for _, f := range files {
+		digest, ok := strings.CutSuffix(f.Name(), ".wasm")
+		if !ok || r.needed(digest) {
+			continue
+		}
+		if err := os.Remove(filepath.Join(r.revisions(), f.Name())); err != nil {
+			return fmt.Errorf("remove a revision that no name has: %w", err)
+		}
 	}
 	return nil
 }

@@ -1,7 +1,8 @@
 // Package modules is the registry of uploaded modules on disk. A revision is an
 // immutable file named by its digest; a name points at one revision and
 // remembers those it pointed at before. Every change is one atomic rename, so a
-// crash leaves the old state or the new one.
+// crash leaves the old state or the new one. A name keeps its newest revisions
+// and those that it needs; what no name keeps is deleted.
 //
 //	<dir>/revisions/<sha256>.wasm    what was uploaded, 0600
 //	<dir>/names/<name>.json          active digest, revisions, what was active before
@@ -37,8 +38,12 @@ var (
 	ErrNoPrevious = errors.New("no earlier revision")
 )
 
-// keepPrevious bounds how far back Rollback can go for one name.
-const keepPrevious = 100
+// What a name keeps: its newest revisions, in addition to the active one and the
+// one that Rollback would put in force; and how many steps back it remembers.
+const (
+	keepRevisions = 10
+	keepPrevious  = 100
+)
 
 // Revision is one immutable module as a name sees it.
 type Revision struct {
@@ -67,16 +72,18 @@ type Registry struct {
 	mu  sync.Mutex
 	// names holds the file of each name as it is on disk.
 	names map[string]nameFile
+	// pending are revisions that were Put and that no name has taken yet.
+	pending map[string]bool
 	// step is called before each step of a change to the disk, by its name; a
 	// test stops the process there.
 	step func(string)
 }
 
 // Open opens the registry in dir, making it when it does not exist, and removes
-// what a crash left half written. A damaged name does not stop Open: List shows
+// what a crash left half written or without a name. A damaged name does not stop Open: List shows
 // it, and Active has nothing for it.
 func Open(dir string) (*Registry, error) {
-	r := &Registry{dir: dir, names: map[string]nameFile{}, step: func(string) {}}
+	r := &Registry{dir: dir, names: map[string]nameFile{}, pending: map[string]bool{}, step: func(string) {}}
 	for _, d := range []string{dir, r.revisions(), r.pointers()} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return nil, fmt.Errorf("make module registry: %w", err)
@@ -105,7 +112,7 @@ func Open(dir string) (*Registry, error) {
 			return nil, err
 		}
 	}
-	return r, nil
+	return r, r.removeStrays()
 }
 
 var nameRule = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,63}$`)
@@ -130,6 +137,7 @@ func (r *Registry) Put(wasm []byte) (digest string, err error) {
 	digest = hex.EncodeToString(sum[:])
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.pending[digest] = true
 	if _, err := r.Read(digest); err == nil {
 		return digest, nil
 	}
@@ -162,7 +170,8 @@ func (r *Registry) Read(digest string) ([]byte, error) {
 }
 
 // Point lets name know the revision and, when activate is set, puts it in force.
-// The revision must have been Put. by says who, at when.
+// The revision must have been Put. by says who, at when. Revisions that the name
+// keeps no longer are deleted, unless another name has them.
 func (r *Registry) Point(name, digest string, activate bool, by string, at time.Time) (Entry, error) {
 	if err := CheckName(name); err != nil {
 		return Entry{}, err
@@ -188,7 +197,18 @@ func (r *Registry) Point(name, digest string, activate bool, by string, at time.
 		}
 		f.Active = digest
 	}
-	return r.write(name, f)
+	dropped := f.retain()
+	e, err := r.write(name, f)
+	if err != nil {
+		return Entry{}, err
+	}
+	delete(r.pending, digest)
+	for _, rev := range dropped {
+		if !r.needed(rev.Digest) {
+			_ = os.Remove(r.revisionPath(rev.Digest)) // what stays is removed by the next Open
+		}
+	}
+	return e, nil
 }
 
 // Active returns the revision that name points at.
@@ -232,6 +252,16 @@ func (r *Registry) List() []Entry {
 	}
 	slices.SortFunc(out, func(a, b Entry) int { return strings.Compare(a.Name, b.Name) })
 	return out
+}
+
+// needed reports whether a revision is one of a name or about to be.
+func (r *Registry) needed(digest string) bool {
+	for _, f := range r.names {
+		if _, known := f.find(digest); known {
+			return true
+		}
+	}
+	return r.pending[digest]
 }
 
 func (r *Registry) revisions() string { return filepath.Join(r.dir, "revisions") }

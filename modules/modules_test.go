@@ -3,6 +3,7 @@ package modules
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -171,6 +172,103 @@ func TestDamagedName(t *testing.T) {
 				t.Errorf("Point over damage = %+v", e)
 			}
 		})
+	}
+}
+
+// revisionFiles are the digests of the revisions on disk.
+func revisionFiles(t *testing.T, dir string) []string {
+	t.Helper()
+	files, err := os.ReadDir(filepath.Join(dir, "revisions"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []string
+	for _, f := range files {
+		out = append(out, strings.TrimSuffix(f.Name(), ".wasm"))
+	}
+	return out
+}
+
+func TestRetention(t *testing.T) {
+	dir := t.TempDir()
+	r := open(t, dir)
+	var digests []string
+	for i := range 3 * keepRevisions {
+		digests = append(digests, put(t, r, fmt.Sprint("revision ", i)))
+		point(t, r, "m", digests[i], true)
+		if i == 0 {
+			point(t, r, "shares", digests[i], false)
+		}
+	}
+	newest := digests[len(digests)-keepRevisions:]
+	if got, want := revisionFiles(t, dir), slices.Sorted(slices.Values(append([]string{digests[0]}, newest...))); !slices.Equal(got, want) {
+		t.Errorf("on disk %q, want %q", got, want)
+	}
+	for i := len(newest) - 2; i >= 0; i-- {
+		if e, err := r.Rollback("m"); err != nil || e.Active != newest[i] {
+			t.Fatalf("Rollback to %d: %+v, %v", i, e, err)
+		}
+	}
+	if _, err := r.Rollback("m"); !errors.Is(err, ErrNoPrevious) {
+		t.Errorf("Rollback beyond what is kept: %v, want ErrNoPrevious", err)
+	}
+
+	// The active one stays however old it is, and so does the one before.
+	active, previous := newest[1], newest[0]
+	point(t, r, "m", active, true)
+	for i := range 2 * keepRevisions {
+		point(t, r, "m", put(t, r, fmt.Sprint("inactive ", i)), false)
+	}
+	e := open(t, dir).List()[0]
+	if e.Active != active || e.Previous != previous || len(e.Revisions) != keepRevisions+2 {
+		t.Errorf("entry = %+v", e)
+	}
+	for _, digest := range []string{active, previous} {
+		if _, err := r.Read(digest); err != nil {
+			t.Error(err)
+		}
+	}
+	if n := len(revisionFiles(t, dir)); n != keepRevisions+3 {
+		t.Errorf("%d revisions on disk", n)
+	}
+}
+
+// What was Put is not deleted before a name takes it, and a revision that no name
+// has goes with the next Open, unless a name is damaged.
+func TestStrays(t *testing.T) {
+	dir := t.TempDir()
+	r := open(t, dir)
+	first := put(t, r, "first")
+	point(t, r, "m", first, true)
+	for i := range keepRevisions + 2 {
+		point(t, r, "m", put(t, r, fmt.Sprint(i)), true)
+	}
+	put(t, r, "first")
+	waits := put(t, r, "waits")
+	point(t, r, "m", put(t, r, "another"), true)
+	point(t, r, "n", waits, true)
+	point(t, r, "n", first, true)
+
+	stray := put(t, r, "stray")
+	name := filepath.Join(dir, "names", "n.json")
+	intact, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, content := range [][]byte{[]byte("torn"), intact} {
+		if err := os.WriteFile(name, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		r = open(t, dir)
+		if there := slices.Contains(revisionFiles(t, dir), stray); there != (string(content) == "torn") {
+			t.Errorf("with the name file %.20q the stray is there: %v", content, there)
+		}
+	}
+	if rev, ok := r.Active("n"); !ok || rev.Digest != first {
+		t.Errorf("Active = %v, %v", rev, ok)
+	}
+	if _, err := r.Read(first); err != nil {
+		t.Error(err)
 	}
 }
 

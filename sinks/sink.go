@@ -19,7 +19,7 @@ import (
 
 // Record is one record on its way to a destination.
 type Record struct {
-	// Seq is the record's sequence number in the queue of the destination, from 1:
+	// Seq is the record's sequence number in the queue of the destination, from 0:
 	// strictly increasing, not always dense.
 	Seq uint64
 	// ID is the same on every attempt to deliver the record, also after a crash

@@ -228,3 +228,25 @@ func FuzzKeyring(f *testing.F) {
 		}
 	})
 }
+
+// A derived key is the spool's and the purpose's, and none that the spool uses itself.
+func TestKey(t *testing.T) {
+	a, b := newBed(t, nil), newBed(t, nil)
+	key := func(b *bed, purpose string) string {
+		t.Helper()
+		k, err := b.s.Key(purpose)
+		if err != nil || len(k) != keySize {
+			t.Fatalf("%d bytes, %v", len(k), err)
+		}
+		return string(k)
+	}
+	first := key(a, "cursor")
+	a.close()
+	a.open()
+	if key(a, "cursor") != first {
+		t.Error("another key after reopening")
+	}
+	if first == key(a, "names") || first == key(b, "cursor") || first == string(a.s.cursorKey) {
+		t.Error("the key is not its own")
+	}
+}

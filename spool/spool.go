@@ -240,6 +240,10 @@ func (s *Spool) warnOpenKey() {
 // data because the configuration names none; "" otherwise.
 func (s *Spool) GeneratedKey() string { return s.generated }
 
+// Key derives 32 bytes from the root secret of the keyring, for a purpose outside
+// the spool. The same keyring gives the same bytes, also under a new user key.
+func (s *Spool) Key(purpose string) ([]byte, error) { return s.keys.derive("for " + purpose) }
+
 // Queue opens the queue called name, or makes it. keep says whether the commit
 // that covers an owner's frame is known; frames that it refuses are voided. It
 // is asked only about the newest frames, whose fate the last run did not write

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -23,7 +24,7 @@ func admission(r *report, g *guests, rounds int) error {
 	defer os.RemoveAll(dir)
 	compile := func(wasm []byte, cache string) (float64, error) {
 		runtime.GC()
-		h, err := sandbox.New(sandbox.Config{CacheDir: cache})
+		h, err := sandbox.New(sandbox.Config{Cache: sandbox.CacheConfig{Dir: cache, Key: make([]byte, 32), Logger: slog.New(slog.DiscardHandler)}})
 		if err != nil {
 			return 0, err
 		}

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/user"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -109,7 +110,7 @@ func TestEveryRequest(t *testing.T) {
 	}
 	c := serve(t, b)
 	ctx := t.Context()
-	push := PushRequest{Name: "m", Wasm: []byte("\x00asm\x01"), Activate: true}
+	push := PushRequest{Name: "m", Wasm: []byte("\x00asm\x01"), Activate: true, By: "somebody else"}
 	replay := ReplayRequest{Destination: "c.s.t", Since: noon, FromSeq: 9, Rate: 10, DryRun: true}
 	filter := DeadLetterFilter{IDs: []string{"1", "2"}, Reason: "schema", Limit: 5}
 
@@ -141,7 +142,13 @@ func TestEveryRequest(t *testing.T) {
 	same("ResumeSource", nil, c.ResumeSource(ctx, "s 1/a"), nil)
 	same("ResetBreaker", nil, c.ResetBreaker(ctx, "c.s.t"), nil)
 
-	asked := []any{"status", push, "modules", "rollback", "m", replay, filter, "letter", "a/b 7",
+	me, err := user.Current()
+	if err != nil {
+		t.Fatal(err)
+	}
+	pushed := push
+	pushed.By = me.Username // and not what the client says of itself
+	asked := []any{"status", pushed, "modules", "rollback", "m", replay, filter, "letter", "a/b 7",
 		"replay", filter, "purge", filter, "pause", "s 1/a", "resume", "s 1/a", "reset", "c.s.t"}
 	if diff := cmp.Diff(asked, b.asked); diff != "" {
 		t.Errorf("what the host was asked (-want +got):\n%s", diff)

@@ -89,7 +89,10 @@ func Serve(ctx context.Context, l net.Listener, backend Backend, log *slog.Logge
 		Handler:           Handler(backend),
 		ReadHeaderTimeout: 10 * time.Second,
 		BaseContext:       func(net.Listener) context.Context { return requests },
-		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			return context.WithValue(ctx, peerKey{}, peerOf(c))
+		},
+		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- server.Serve(l) }()
@@ -110,6 +113,9 @@ func Serve(ctx context.Context, l net.Listener, backend Backend, log *slog.Logge
 	}
 	return err
 }
+
+// peerKey is under which the context of a request has the name of who asks.
+type peerKey struct{}
 
 // Handler is the API without its socket.
 func Handler(backend Backend) http.Handler {
@@ -187,7 +193,8 @@ func push(r *http.Request, backend Backend) (Module, error) {
 	if len(wasm) > MaxModule {
 		return Module{}, errTooLarge()
 	}
-	return backend.PushModule(r.Context(), PushRequest{Name: r.PathValue("name"), Wasm: wasm, Activate: activate})
+	by, _ := r.Context().Value(peerKey{}).(string)
+	return backend.PushModule(r.Context(), PushRequest{Name: r.PathValue("name"), Wasm: wasm, Activate: activate, By: by})
 }
 
 func errTooLarge() error {

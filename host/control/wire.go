@@ -282,6 +282,9 @@ type PushRequest struct {
 	Name     string
 	Wasm     []byte // at most MaxModule bytes
 	Activate bool   // false: keep the revision, leave the name where it points
+	// By is who uploads, as the kernel says of the connection: the server fills it,
+	// and what a client puts here is not sent. "": not known.
+	By string
 }
 
 // Module is a name and the revisions that it has pointed at.
@@ -296,8 +299,8 @@ type Module struct {
 type Revision struct {
 	Digest string    `json:"digest"` // sha256 in hex
 	Size   int64     `json:"size"`
-	At     time.Time `json:"at"` // when the name first pointed at it
-	By     string    `json:"by,omitempty"`
+	At     time.Time `json:"at"`           // when the name first pointed at it
+	By     string    `json:"by,omitempty"` // user that uploaded it first; "": not known
 }
 
 // ReplayRequest selects records of a destination's queue that were

@@ -4,13 +4,11 @@ import (
 	"bytes"
 	"fmt"
 	"maps"
-	"os"
 	"slices"
 	"strings"
 
 	"github.com/edgehost/edgehost/abi"
 	"github.com/edgehost/edgehost/host/sandbox/meter"
-	"github.com/tetratelabs/wazero"
 	"github.com/tetratelabs/wazero/api"
 )
 
@@ -134,23 +132,4 @@ func checkImports(imports []meter.Import) []string {
 		}
 	}
 	return reasons
-}
-
-// openCache opens a directory of compiled code, which must be closed to others.
-func openCache(dir string) (wazero.CompilationCache, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("create module cache: %w", err)
-	}
-	st, err := os.Stat(dir)
-	if err != nil {
-		return nil, fmt.Errorf("open module cache: %w", err)
-	}
-	if st.Mode().Perm()&0o077 != 0 {
-		return nil, fmt.Errorf("open module cache %s: others may enter it, and its content is executed: chmod 700 it", dir)
-	}
-	cache, err := wazero.NewCompilationCacheWithDir(dir)
-	if err != nil {
-		return nil, fmt.Errorf("open module cache: %w", err)
-	}
-	return cache, nil
 }

@@ -79,7 +79,7 @@ func newHost(t testing.TB) *sandbox.Host {
 	t.Helper()
 	// Compiled code is kept for the other tests; and under the race detector the
 	// engine takes its time.
-	h, err := sandbox.New(sandbox.Config{CacheDir: guests.cache, Limits: sandbox.Limits{CompileDeadline: 10 * time.Minute}})
+	h, err := sandbox.New(sandbox.Config{Cache: cacheIn(guests.cache), Limits: sandbox.Limits{CompileDeadline: 10 * time.Minute}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"os"
 	"runtime"
 	"strings"
 	"sync"
@@ -296,37 +295,6 @@ func TestFaultLeavesNoTrace(t *testing.T) {
 				checkFault(t, err, sandbox.ClassTrap, "")
 			}
 		})
-	}
-}
-
-func TestCacheDirMustBePrivate(t *testing.T) {
-	dir := t.TempDir()
-	if err := os.Chmod(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := sandbox.New(sandbox.Config{CacheDir: dir}); err == nil || !strings.Contains(err.Error(), "chmod 700") {
-		t.Errorf("error %v", err)
-	}
-	if err := os.Chmod(dir, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	for range 2 { // compiled, and then from the cache
-		h, err := sandbox.New(sandbox.Config{CacheDir: dir})
-		if err != nil {
-			t.Fatal(err)
-		}
-		m := compile(t, h, guest{}.bytes())
-		i, err := m.Instantiate(t.Context(), sandbox.Env{Logger: slog.New(slog.DiscardHandler)})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if res, err := i.Process(t.Context(), batch(3)); err != nil || len(res.Out) != 3 {
-			t.Errorf("%v, %v", res, err)
-		}
-		i.Close(t.Context())
-		if err := h.Close(); err != nil {
-			t.Error(err)
-		}
 	}
 }
 

@@ -11,12 +11,16 @@
 // pause it: it is metered at load time, yields to the scheduler every slice of
 // fuel, and ends with a *Fault at its deadline. After a fault the instance is put
 // back into the state that it had after init, so that the next batch finds it whole.
+//
+// Compiled code is kept on disk under a MAC (cache.go says what against): code that
+// was changed, moved or planted there is never executed.
 package sandbox
 
 import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -28,10 +32,9 @@ import (
 
 // Config says how a Host is set up.
 type Config struct {
-	// CacheDir keeps compiled modules between starts; "" keeps none. It holds
-	// native code that will be executed: it must be a directory of mode 0700
-	// that belongs to the service.
-	CacheDir string
+	// Cache keeps compiled code between starts. One that cannot be used is told
+	// to its logger, and the Host goes on without.
+	Cache CacheConfig
 	// Limits bound what Compile accepts; the zero value means DefaultLimits.
 	Limits Limits
 }
@@ -40,7 +43,7 @@ type Config struct {
 // any number of goroutines.
 type Host struct {
 	runtime wazero.Runtime
-	cache   wazero.CompilationCache
+	cache   *codeCache // nil: compiled code is not kept
 	limits  Limits
 
 	compiling sync.WaitGroup
@@ -53,12 +56,16 @@ func New(cfg Config) (*Host, error) {
 		WithCoreFeatures(api.CoreFeaturesV2).
 		WithDebugInfoEnabled(false)
 	h := &Host{limits: cfg.Limits.orDefault()}
-	if cfg.CacheDir != "" {
-		cache, err := openCache(cfg.CacheDir)
-		if err != nil {
-			return nil, err
+	if c := cfg.Cache; c.Dir != "" {
+		if len(c.Key) < minCacheKey {
+			return nil, fmt.Errorf("the key of the module cache has %d bytes, it must have %d", len(c.Key), minCacheKey)
 		}
-		h.cache, rc = cache, rc.WithCompilationCache(cache)
+		cache, err := openCodeCache(c)
+		if err != nil {
+			c.Logger.Warn("compiled modules are not kept: each start compiles them anew", "dir", c.Dir, "error", err)
+		} else {
+			h.cache, rc = cache, rc.WithCompilationCache(cache.wazero)
+		}
 	}
 	h.runtime = wazero.NewRuntimeWithConfig(ctx, rc)
 	for _, build := range []func(context.Context, wazero.Runtime) error{exportEdgehost, exportWASI, exportYield} {
@@ -77,9 +84,7 @@ func (h *Host) Close() error {
 	ctx := context.Background()
 	err := h.runtime.Close(ctx)
 	if h.cache != nil {
-		if cerr := h.cache.Close(ctx); err == nil {
-			err = cerr
-		}
+		err = errors.Join(err, h.cache.close(ctx))
 	}
 	return err
 }
@@ -108,19 +113,25 @@ func (h *Host) Compile(ctx context.Context, wasm []byte) (*Module, error) {
 	if len(reasons) > 0 {
 		return nil, &Refusal{Reasons: reasons}
 	}
-	compiled, err := h.compile(ctx, metered)
+	sum := sha256.Sum256(wasm)
+	digest := hex.EncodeToString(sum[:])
+	compiled, err := h.compile(ctx, digest, metered)
 	if err != nil {
 		return nil, err
 	}
-	sum := sha256.Sum256(wasm)
-	return &Module{host: h, compiled: compiled, digest: hex.EncodeToString(sum[:]), meter: info, has: has}, nil
+	return &Module{host: h, compiled: compiled, digest: digest, meter: info, has: has}, nil
 }
 
 // compile gives a module to the engine. The engine looks at a context only when it
 // compiles in goroutines of its own, where a panic of it would end the process; so it
 // runs in ours, and one that takes too long is left to end by itself: the meter
 // has bounded what it costs.
-func (h *Host) compile(ctx context.Context, wasm []byte) (wazero.CompiledModule, error) {
+func (h *Host) compile(ctx context.Context, digest string, metered []byte) (wazero.CompiledModule, error) {
+	if h.cache != nil {
+		if err := h.cache.begin(ctx); err != nil {
+			return nil, fmt.Errorf("compile module: %w", err)
+		}
+	}
 	type result struct {
 		compiled wazero.CompiledModule
 		err      error
@@ -132,8 +143,11 @@ func (h *Host) compile(ctx context.Context, wasm []byte) (wazero.CompiledModule,
 				done <- result{err: refuse("the compiler cannot handle this module: %v", r)}
 			}
 		}()
-		compiled, err := h.runtime.CompileModule(context.WithoutCancel(ctx), wasm)
-		if err != nil {
+		compiled, err := h.engine(context.WithoutCancel(ctx), digest, metered)
+		switch {
+		case onDisk(err):
+			err = fmt.Errorf("compile module: %w", err)
+		case err != nil:
 			err = refuse("not a valid WebAssembly module: %v", err)
 		}
 		done <- result{compiled, err}
@@ -155,6 +169,15 @@ func (h *Host) compile(ctx context.Context, wasm []byte) (wazero.CompiledModule,
 		}
 	})
 	return nil, err
+}
+
+// engine compiles, or takes the code from the cache.
+func (h *Host) engine(ctx context.Context, digest string, metered []byte) (wazero.CompiledModule, error) {
+	if h.cache == nil {
+		return h.runtime.CompileModule(ctx, metered)
+	}
+	defer h.cache.end()
+	return h.cache.compile(ctx, h.runtime, digest, metered)
 }
 
 // Digest is the SHA-256 of the module as it was given to Compile, in hex.

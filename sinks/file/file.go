@@ -160,12 +160,12 @@ type stream struct {
 	buf  []byte        // of Send
 
 	mu      sync.Mutex
-	change  *sync.Cond // anything below
-	size    int64      // written
-	good    int64      // durable
-	last    uint64     // sequence of the last record written or refused
-	acked   uint64
-	refused []sinks.Refusal // up to last, not acknowledged yet
+	change  *sync.Cond      // anything below
+	size    int64           // written
+	good    int64           // durable
+	next    uint64          // sequence after that of the last record written or refused
+	acked   uint64          // next of the last ack
+	refused []sinks.Refusal // below next, not acknowledged yet
 	closing bool
 	ended   bool
 	err     error
@@ -211,7 +211,7 @@ func (s *stream) Send(ctx context.Context, recs []sinks.Record) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.size += int64(len(s.buf))
-	s.last = recs[len(recs)-1].Seq
+	s.next = recs[len(recs)-1].Seq + 1
 	s.refused = append(s.refused, refused...)
 	s.change.Broadcast()
 	return nil
@@ -259,13 +259,13 @@ func (s *stream) fail(err error) error {
 func (s *stream) sync() {
 	s.mu.Lock()
 	for {
-		for s.last == s.acked && !s.closing && s.err == nil {
+		for s.next == s.acked && !s.closing && s.err == nil {
 			s.change.Wait()
 		}
-		if s.err != nil || s.last == s.acked {
+		if s.err != nil || s.next == s.acked {
 			break
 		}
-		size, last, refused := s.size, s.last, s.refused
+		size, next, refused := s.size, s.next, s.refused
 		s.refused = nil
 		s.mu.Unlock()
 		err := s.file.Sync()
@@ -274,8 +274,8 @@ func (s *stream) sync() {
 			s.err = fmt.Errorf("fsync %s: %w", s.sink.path, err)
 			break
 		}
-		s.good, s.acked = size, last
-		s.acks.Put(sinks.Ack{Seq: last, Refused: refused})
+		s.good, s.acked = size, next
+		s.acks.Put(sinks.Ack{Seq: next - 1, Refused: refused})
 		s.change.Broadcast()
 	}
 	s.end()

@@ -38,6 +38,7 @@ const patience = 30 * time.Second
 func Run(t *testing.T, open func(t *testing.T) Destination) {
 	for name, test := range map[string]func(*testing.T, Destination){
 		"acks are cumulative and durable":   acksAreDurable,
+		"a queue begins with number 0":      zeroIsANumber,
 		"close flushes":                     closeFlushes,
 		"close after the end":               closeTwice,
 		"open obeys its context":            openObeysContext,
@@ -137,6 +138,27 @@ func acksAreDurable(t *testing.T, d Destination) {
 		if rows := d.Rows(); len(rows) < n || !slices.Equal(rows[:n], ids(recs[:n])) {
 			t.Fatalf("ack %d, but the destination holds %d of %d rows or in another order", last, len(rows), n)
 		}
+	}
+}
+
+// zeroIsANumber: the first record of a queue is acknowledged, or refused, though
+// nothing follows it.
+func zeroIsANumber(t *testing.T, d Destination) {
+	st := mustOpen(t, d.Sink)
+	if err := st.Send(t.Context(), []sinks.Record{Record(0)}); err != nil {
+		t.Fatal(err)
+	}
+	if a, ok := next(t, st); !ok || a.Seq != 0 || len(a.Refused) > 0 {
+		t.Errorf("ack %+v, %v", a, ok)
+	}
+	mustClose(t, st)
+	if d.Poison == nil {
+		return
+	}
+	recs := []sinks.Record{Record(0), Record(1)}
+	d.Poison(&recs[0])
+	if refused := Drain(t, d.Sink, recs); len(refused) != 1 || refused[0].Seq != 0 {
+		t.Errorf("refused %+v", refused)
 	}
 }
 
@@ -339,10 +361,10 @@ func Drain(t testing.TB, s sinks.Sink, recs []sinks.Record) []sinks.Refusal {
 			}
 			continue
 		}
-		more, settled := drainOne(ctx, st, recs)
+		more, end := drainOne(ctx, st, recs)
 		refused = append(refused, more...)
 		n := 0
-		for n < len(recs) && recs[n].Seq <= settled {
+		for n < len(recs) && recs[n].Seq < end {
 			n++
 		}
 		recs = recs[n:]
@@ -353,8 +375,9 @@ func Drain(t testing.TB, s sinks.Sink, recs []sinks.Record) []sinks.Refusal {
 	return refused
 }
 
-// drainOne sends recs on one stream and returns what was settled when it ended.
-func drainOne(ctx context.Context, st sinks.Stream, recs []sinks.Record) (refused []sinks.Refusal, settled uint64) {
+// drainOne sends recs on one stream and returns where it stood when it ended: what
+// is below end is settled.
+func drainOne(ctx context.Context, st sinks.Stream, recs []sinks.Record) (refused []sinks.Refusal, end uint64) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -364,15 +387,15 @@ func drainOne(ctx context.Context, st sinks.Stream, recs []sinks.Record) (refuse
 			}
 		}
 	}()
-	for settled < recs[len(recs)-1].Seq {
+	for end <= recs[len(recs)-1].Seq {
 		a, ok := <-st.Acks()
 		if !ok {
 			break
 		}
 		refused = append(refused, a.Refused...)
-		settled = a.Seq
+		end = a.Seq + 1
 	}
 	<-done
 	_ = st.Close(ctx) // Err says why it ended
-	return refused, settled
+	return refused, end
 }

@@ -103,8 +103,8 @@ type Sink struct {
 
 	// What one stream leaves for the next. Streams live one after the other.
 	mu        sync.Mutex
-	highest   uint64      // greatest sequence that a stream was given
-	suspect   uint64      // records up to here may hold one that is refused; 0 is none
+	highest   uint64      // sequence after the greatest that a stream was given
+	suspect   uint64      // records below may hold one that is refused; 0 is none
 	neighbour bool        // the stream that was refused had rows accepted before
 	refused   []time.Time // rows refused by the service within the last hour
 }
@@ -169,9 +169,9 @@ func (s *Sink) Open(ctx context.Context) (sinks.Stream, error) {
 		acks: sinks.NewAckQueue(), done: make(chan struct{}),
 	}
 	if suspect > 0 {
-		st.search = &search{stream: st, upTo: suspect, neighbour: neighbour}
+		st.search = &search{stream: st, upTo: suspect - 1, neighbour: neighbour}
 		s.count.bisections.Add(1)
-		s.o.Log.Info("something in the window was refused: delivering it with care to find the rows", "table", s.table, "up_to", suspect)
+		s.o.Log.Info("something in the window was refused: delivering it with care to find the rows", "table", s.table, "up_to", suspect-1)
 	} else {
 		go st.settle(w, 0)
 	}

@@ -208,10 +208,10 @@ func (s *stream) handed(r request) {
 func (s *Sink) noteSent(r request) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if r.last <= s.highest {
+	if r.last < s.highest {
 		s.count.resent.Add(uint64(r.rows))
 	}
-	s.highest = max(s.highest, r.last)
+	s.highest = max(s.highest, r.last+1)
 }
 
 // settle turns the SDK's watermark into acks, beginning with the request at
@@ -317,5 +317,5 @@ func (s *stream) Close(ctx context.Context) error {
 func (s *Sink) suspectWindow(last uint64, neighbour bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.suspect, s.neighbour = max(s.suspect, last), neighbour
+	s.suspect, s.neighbour = max(s.suspect, last+1), neighbour
 }
