@@ -151,7 +151,8 @@ func (g *gateway) hostConfig(reg *modules.Registry) (host.Config, error) {
 
 // source makes one source; a disabled one is only listed.
 func (g *gateway) source(s *sourceConfig, hostID string) (host.SourceConfig, error) {
-	sc := host.SourceConfig{Name: s.Name, Protocol: s.Protocol, Status: sources.NewStatus(s.Name, s.Protocol), Reconnect: g.cfg.reconnect(s)}
+	sc := host.SourceConfig{Name: s.Name, Protocol: s.Protocol, Status: sources.NewStatus(s.Name, s.Protocol), Reconnect: g.cfg.reconnect(s),
+		Watch: g.cfg.watch(s)}
 	if !s.Enabled {
 		return sc, nil
 	}

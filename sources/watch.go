@@ -263,6 +263,16 @@ func (w *Watch) rule(address string) int {
 	return slices.IndexFunc(w.cfg.Rules, func(r StaleRule) bool { return Glob(r.Address, address) })
 }
 
+// After is how long the point at address may be silent; 0: for ever.
+func (c WatchConfig) After(address string) time.Duration {
+	for _, r := range c.Rules {
+		if Glob(r.Address, address) {
+			return r.After
+		}
+	}
+	return c.StaleAfter
+}
+
 // home is the list in which p belongs after the record r.
 func (w *Watch) home(p *point, r *abi.Record) *list.List {
 	if p.rest == nil || Quality(r.Status) == Bad {

@@ -35,7 +35,6 @@ const (
 	metricDropped      = "mqtt_dropped_total"
 	metricDecodeErrors = "mqtt_decode_errors_total"
 	metricRebirths     = "mqtt_sparkplug_rebirths_total" // rebirths that were asked for
-	metricSkewed       = "mqtt_clock_skew_total"         // records whose time is too far from ours
 
 	reasonBufferFull = "buffer_full"
 	reasonTooLarge   = "too_large"

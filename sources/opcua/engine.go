@@ -246,6 +246,7 @@ func (e *engine) answered(ctx context.Context, p published) error {
 		return nil
 	}
 	sub.lastAt, sub.available = now, p.res.AvailableSequenceNumbers
+	sub.level = sub.level || !p.res.MoreNotifications
 	if len(m.NotificationData) == 0 {
 		// A keep-alive carries the number that comes next (Part 4, 5.13.1.1).
 		if after(m.SequenceNumber, sub.upTo) {

@@ -453,31 +453,6 @@ func TestTooLargeNotificationsShrink(t *testing.T) {
 	})
 }
 
-func TestStaleAfter(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := newFakeServer()
-		f.values["ns=1;s=n"] = uint32(0)
-		src, status := fakeSource(t, f, nodes("ns=1;s=n"), nil)
-		src.deps.StaleAfter = time.Minute
-		p := &pipe{}
-		_ = play(t, src, p.emit, func() {
-			time.Sleep(30 * time.Second)
-			if s := status.Snapshot(); s.State != sources.Connected {
-				t.Errorf("after 30 s: %s %q", s.State, s.Detail)
-			}
-			time.Sleep(40 * time.Second)
-			if s := status.Snapshot(); s.State != sources.Stalled {
-				t.Errorf("after 70 s without a value: %s %q", s.State, s.Detail)
-			}
-			f.set("ns=1;s=n", uint32(1))
-			time.Sleep(3 * time.Second)
-			if s := status.Snapshot(); s.State != sources.Connected {
-				t.Errorf("after a value: %s %q", s.State, s.Detail)
-			}
-		})
-	})
-}
-
 // TestChangedConfiguration: what the old subscription still holds is delivered
 // before a new one takes its place.
 func TestChangedConfiguration(t *testing.T) {

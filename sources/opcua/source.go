@@ -38,9 +38,6 @@ type Deps struct {
 	Resume func() []byte
 	// Dir is the folder of certificates that the configuration does not name.
 	Dir string
-	// StaleAfter is how long all items may be silent before the source counts
-	// as stalled, 0 for ever.
-	StaleAfter time.Duration
 }
 
 // Source reads one OPC UA server. Make it with New.

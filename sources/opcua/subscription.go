@@ -36,6 +36,7 @@ type subscription struct {
 
 	lastAt time.Time // when the last response came
 	gone   bool      // the server no longer has it
+	level  bool      // on this connection the server has said that nothing waits
 	// moved says that we transferred it from another session. The server tells
 	// that session of it with a notification of the subscription (Part 4, 5.13.7);
 	// when nobody is there to read it, we are the ones who get it.
@@ -77,7 +78,7 @@ func (s *subscription) acks() []*ua.SubscriptionAcknowledgement {
 
 // reattached forgets what belonged to the last connection.
 func (s *subscription) reattached(now time.Time) {
-	s.ackedTo, s.available, s.lastAt = 0, nil, now
+	s.ackedTo, s.available, s.lastAt, s.level = 0, nil, now, false
 	clear(s.stash)
 	s.upTo, s.hole = s.next, time.Time{}
 }
