@@ -25,6 +25,7 @@ import (
 	"github.com/edgehost/edgehost/sources/isolate"
 	"github.com/edgehost/edgehost/sources/modbus"
 	"github.com/edgehost/edgehost/sources/mqtt"
+	"github.com/edgehost/edgehost/sources/opcua"
 	"github.com/edgehost/edgehost/spool"
 )
 
@@ -160,10 +161,13 @@ func (g *gateway) source(s *sourceConfig, hostID string) (host.SourceConfig, err
 	var err error
 	switch s.Protocol {
 	case "mqtt":
+		sc.Status.Declare(mqtt.Metrics, mqtt.Reasons)
 		sc.Source, err = mqtt.New(s.Name, s.Endpoint, s.Tags, *s.MQTT, mqtt.Deps{Status: sc.Status, Logger: log, HostID: hostID, StateDir: g.cfg.StateDir})
 	case "modbus":
+		sc.Status.Declare(modbus.Metrics, modbus.Reasons)
 		sc.Source, err = modbus.New(s.Name, s.Endpoint, s.Tags, *s.Modbus, modbus.Deps{Log: log, Status: sc.Status, Buses: g.buses})
 	case "opcua":
+		sc.Status.Declare(opcua.Metrics, opcua.Reasons)
 		sc.Source, err = g.opcuaSource(s, sc.Status, log)
 	default:
 		err = fmt.Errorf("source %s: protocol %s is not known", s.Name, s.Protocol)

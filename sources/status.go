@@ -186,6 +186,19 @@ func (s *Status) Fail(reason string, records int) {
 	s.failed[reason] += uint64(records)
 }
 
+// Declare shows counters and reasons of Fail as 0 from the start: a rate over a
+// counter that begins to exist at its first increment misses that increment.
+func (s *Status) Declare(metrics, reasons []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, name := range metrics {
+		s.counters[name] += 0
+	}
+	for _, reason := range reasons {
+		s.failed[reason] += 0
+	}
+}
+
 // Add adds n to a protocol's own metric, named as it appears on /metrics
 // (mqtt_redelivered_total, modbus_polls_total, …). The names are constants of
 // the protocol package: bounded in number.

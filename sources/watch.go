@@ -97,7 +97,10 @@ func NewWatch(cfg WatchConfig, st *Status, log *slog.Logger) *Watch {
 	for range cfg.Rules {
 		w.live = append(w.live, list.New())
 	}
-	st.Add(MetricReconnects, 0) // shown from the start
+	st.Declare([]string{MetricReconnects}, nil)
+	if cfg.MaxSkew > 0 {
+		st.Declare([]string{MetricSkewed}, nil)
+	}
 	return w
 }
 

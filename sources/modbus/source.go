@@ -273,7 +273,7 @@ func (s *Source) send(ctx context.Context, emit sources.Emit, recs []abi.Record)
 		batch := sources.Batch{Time: sources.Micros(time.Now()), Records: recs[:n:n]}
 		err := emit(ctx, batch, func(err error) {
 			if err != nil && !errors.Is(err, sources.ErrDropped) {
-				s.deps.Status.Fail("not_stored", n)
+				s.deps.Status.Fail(reasonNotStored, n)
 				s.forget.Store(true)
 			}
 		})

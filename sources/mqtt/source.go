@@ -42,6 +42,12 @@ const (
 	reasonShutdown   = "shutdown"
 )
 
+// Metrics and Reasons are what a source counts from 0 on.
+var (
+	Metrics = []string{metricMessages, metricRedelivered, metricUnacked, metricDropped, metricDecodeErrors, metricRebirths}
+	Reasons = []string{reasonBufferFull, reasonTooLarge, reasonDecode, reasonShutdown}
+)
+
 // settleTime is how long an ending source waits for the pipeline to settle
 // what it has, so that a clean restart does not make the broker send it again.
 const settleTime = time.Second

@@ -321,7 +321,7 @@ func (e *engine) publishFault(ctx context.Context, p published) error {
 	// Anything else is one answer that could not be read; its notification is
 	// missed and asked for again.
 	e.src.log.Warn("publish failed", "err", p.err)
-	e.src.status.Fail("decode_error", 0)
+	e.src.status.Fail(reasonDecode, 0)
 	if e.faults++; e.faults > 10 {
 		return fmt.Errorf("publish keeps failing: %w", p.err)
 	}
