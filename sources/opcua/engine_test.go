@@ -24,7 +24,7 @@ func nodes(ids ...string) Config {
 }
 
 func TestContract(t *testing.T) {
-	sourcetest.Run(t, sourcetest.Harness{New: func(t *testing.T) sourcetest.Rig {
+	sourcetest.Run(t, sourcetest.Harness{Spoils: true, New: func(t *testing.T) sourcetest.Rig {
 		f := newFakeServer()
 		f.values["ns=1;s=n"] = uint32(0)
 		cfg := nodes("ns=1;s=n")
@@ -35,6 +35,17 @@ func TestContract(t *testing.T) {
 				for n := first; n <= last; n++ {
 					f.set("ns=1;s=n", uint32(n))
 				}
+			},
+			Spoil: func() {
+				f.mu.Lock()
+				defer f.mu.Unlock()
+				delete(f.values, "ns=1;s=n")
+				for _, s := range f.subs {
+					for h := range s.items {
+						s.queue = append(s.queue, &ua.MonitoredItemNotification{ClientHandle: h, Value: f.value("ns=1;s=n")})
+					}
+				}
+				f.changed()
 			},
 			Number: func(r abi.Record) (int, bool) { n := int(r.Value.AsUint()); return n, n > 0 },
 			Acked:  f.ackedNumbers,
