@@ -133,8 +133,8 @@ func (s *silentSite) speak(ctx context.Context) {
 	s.t.Cleanup(func() { stop(); wg.Wait() })
 }
 
-// row is a row of any bronze table, as far as this test looks at it.
-type row struct {
+// tableRow is a row of any bronze table, as far as this test looks at it.
+type tableRow struct {
 	Topic      string   `json:"topic"`
 	NodeID     string   `json:"node_id"`
 	Register   int      `json:"register_address"`
@@ -153,10 +153,10 @@ type row struct {
 	EventTime  int64    `json:"event_time"`
 }
 
-func (r row) stale() bool { return strings.HasPrefix(r.Reason, "stale: ") }
+func (r tableRow) stale() bool { return strings.HasPrefix(r.Reason, "stale: ") }
 
 // rows are those of a table that keep says, in the order of delivery.
-func (s *silentSite) rows(table string, keep func(row) bool) (out []row) {
+func (s *silentSite) rows(table string, keep func(tableRow) bool) (out []tableRow) {
 	s.t.Helper()
 	b, err := os.ReadFile(filepath.Join(s.dir, "tables", table+".ndjson"))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -166,7 +166,7 @@ func (s *silentSite) rows(table string, keep func(row) bool) (out []row) {
 		if !strings.HasSuffix(text, "\n") {
 			continue
 		}
-		var r row
+		var r tableRow
 		if err := json.Unmarshal([]byte(text), &r); err != nil {
 			s.t.Fatal(err)
 		}
@@ -224,7 +224,7 @@ func TestSilenceReachesTheTables(t *testing.T) {
 	s.checkMetrics()
 	s.checkRefused()
 	s.until("values of all three in the tables", func() bool {
-		any := func(r row) bool { return r.Quality == "Good" }
+		any := func(r tableRow) bool { return r.Quality == "Good" }
 		return len(s.rows(zerobus.MQTTTable, any)) > 2 && len(s.rows(zerobus.ModbusTable, any)) > 2 && len(s.rows(zerobus.OPCUATable, any)) > 2
 	})
 	// MQTT: one of two topics stops. Modbus: paused. OPC UA: the server goes away.
@@ -236,7 +236,7 @@ func TestSilenceReachesTheTables(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.oven = nil
-	stale := func(table string) []row { return s.rows(table, row.stale) }
+	stale := func(table string) []tableRow { return s.rows(table, tableRow.stale) }
 	s.until("stale rows", func() bool {
 		return len(stale(zerobus.MQTTTable)) > 0 && len(stale(zerobus.ModbusTable)) > 1 && len(stale(zerobus.OPCUATable)) > 2
 	})
@@ -276,18 +276,18 @@ func TestSilenceReachesTheTables(t *testing.T) {
 		}
 	}
 	s.until("a good row after the stale one", func() bool {
-		after := func(table string, at int64, same func(row) bool) bool {
-			return len(s.rows(table, func(r row) bool { return same(r) && r.Quality == "Good" && r.EventTime > at })) > 0
+		after := func(table string, at int64, same func(tableRow) bool) bool {
+			return len(s.rows(table, func(r tableRow) bool { return same(r) && r.Quality == "Good" && r.EventTime > at })) > 0
 		}
-		return after(zerobus.MQTTTable, mqtt[0].EventTime, func(r row) bool { return r.Topic == "plant/stops" }) &&
-			after(zerobus.ModbusTable, modbus[0].EventTime, func(r row) bool { return r.Register == modbus[0].Register })
+		return after(zerobus.MQTTTable, mqtt[0].EventTime, func(r tableRow) bool { return r.Topic == "plant/stops" }) &&
+			after(zerobus.ModbusTable, modbus[0].EventTime, func(r tableRow) bool { return r.Register == modbus[0].Register })
 	})
 }
 
 // checkRefused: the register that the press does not have is one bad row.
 func (s *silentSite) checkRefused() {
 	s.t.Helper()
-	refused := func(r row) bool { return r.Register == 30900 }
+	refused := func(r tableRow) bool { return r.Register == 30900 }
 	s.until("the refused register", func() bool { return len(s.rows(zerobus.ModbusTable, refused)) > 0 })
 	for i, r := range s.rows(zerobus.ModbusTable, refused) {
 		if i > 0 || r.Quality != "Bad" || !strings.Contains(r.Reason, "illegal data address") || r.Raw != nil || r.Scaled != nil {
