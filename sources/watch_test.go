@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -480,4 +481,34 @@ func TestNotGood(t *testing.T) {
 	if Quality(0x480) != Good {
 		t.Error("info bits change the quality")
 	}
+}
+
+// BenchmarkWatch is what the Watch costs a batch of 500 records of known points,
+// and what it keeps of each point.
+func BenchmarkWatch(b *testing.B) {
+	const points = 100_000
+	w := NewWatch(WatchConfig{StaleAfter: time.Hour, MaxSkew: time.Minute}, NewStatus("s", "opcua"), slog.New(slog.DiscardHandler))
+	emit := w.Emit(func(context.Context, Batch, func(error)) error { return nil })
+	attrs := TagAttrs(map[string]string{"industry": "mining", "plc_name": "press1", "sensor_name": "temperature", "unit": "C", "endpoint": "opc.tcp://10.0.0.1:4840"})
+	now := Micros(time.Now())
+	recs := make([]abi.Record, points)
+	for i := range recs {
+		recs[i] = abi.Record{EventTime: now, IngestTime: now, Source: "s", Address: fmt.Sprintf("ns=2;s=Plant.Line%d.Sensor%d", i%10, i),
+			Protocol: abi.ProtocolOPCUA, Value: abi.Float(1), Attrs: attrs}
+	}
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	for i := 0; i < points; i += BatchRecords {
+		_ = emit(b.Context(), Batch{Records: recs[i : i+BatchRecords]}, nil)
+	}
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	n := 0
+	for b.Loop() {
+		_ = emit(b.Context(), Batch{Records: recs[n : n+BatchRecords]}, nil)
+		n = (n + BatchRecords) % points
+	}
+	b.ReportMetric(float64(after.HeapAlloc-before.HeapAlloc)/points, "B/point")
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/BatchRecords, "ns/record")
 }

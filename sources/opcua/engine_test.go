@@ -445,6 +445,65 @@ func TestHeartbeatAndSkipFirst(t *testing.T) {
 	})
 }
 
+// TestNoHeartbeatOfWhatIsBad: an item that the server refuses is bad, whatever its
+// last value was.
+func TestNoHeartbeatOfWhatIsBad(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeServer()
+		f.values["ns=1;s=beat"] = uint32(1)
+		cfg := nodes("ns=1;s=beat")
+		cfg.Nodes[0].HeartbeatSeconds = new(3)
+		src, _ := fakeSource(t, f, cfg, nil)
+		p := &pipe{}
+		_ = play(t, src, p.emit, func() {
+			time.Sleep(10 * time.Second)
+			f.mu.Lock()
+			f.refuse["ns=1;s=beat"] = ua.StatusBadNodeIDUnknown
+			clear(f.subs)
+			f.mu.Unlock()
+			f.cut()
+			synctest.Wait()
+		})
+		_ = play(t, src, p.emit, func() { time.Sleep(50 * time.Second) })
+		recs := p.all()
+		if last := recs[len(recs)-1]; len(recs) < 4 || last.Status != uint32(ua.StatusBadNodeIDUnknown) {
+			t.Errorf("%d records, the last %+v, want heartbeats and then one bad record", len(recs), last)
+		}
+	})
+}
+
+// TestNoHeartbeatBeforeNewerValues: what changed during an outage comes before the
+// next heartbeat.
+func TestNoHeartbeatBeforeNewerValues(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeServer()
+		f.values["ns=1;s=beat"] = uint32(1)
+		cfg := nodes("ns=1;s=beat")
+		cfg.PublishingIntervalMS = 5000
+		cfg.Nodes[0].HeartbeatSeconds = new(2)
+		src, _ := fakeSource(t, f, cfg, nil)
+		p := &pipe{}
+		at := 0
+		_ = play(t, src, p.emit, func() {
+			time.Sleep(20500 * time.Millisecond)
+			at = len(p.all())
+			f.cut()
+			f.set("ns=1;s=beat", uint32(2))
+			synctest.Wait()
+		})
+		_ = play(t, src, p.emit, func() { time.Sleep(30 * time.Second) })
+		recs := p.all()
+		if at < 5 || len(recs) < at+5 {
+			t.Fatalf("%d records before the outage and %d in all", at, len(recs))
+		}
+		for _, r := range recs[at:] {
+			if r.Value.AsUint() != 2 {
+				t.Errorf("%+v came after the outage, in which the value became 2", r)
+			}
+		}
+	})
+}
+
 func TestTooLargeNotificationsShrink(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeServer()

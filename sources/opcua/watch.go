@@ -117,7 +117,7 @@ func (e *engine) heartbeats(now time.Time) {
 	var out []abi.Record
 	for _, it := range e.src.plan.items {
 		every := time.Duration(*it.cfg.HeartbeatSeconds) * time.Second
-		if it.failed || it.sub != nil && !it.sub.level {
+		if it.failed || it.sub != nil && it.sub.behind(now) {
 			continue
 		}
 		if every == 0 || it.heartbeat.Source == "" || now.Sub(time.UnixMicro(it.heartbeat.IngestTime)) < every {
