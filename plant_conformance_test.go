@@ -157,6 +157,57 @@ func TestSmokeThreeProtocols(t *testing.T) {
 	}
 }
 
+// TestSmokeUnchangedIsNotSilent freezes a real OPC UA server: its keep-alives prove
+// that values have not changed, so no point is silent; but for the one whose
+// configuration says that a value that does not change is.
+func TestSmokeUnchangedIsNotSilent(t *testing.T) {
+	opc, freeze := opcuaPeer(t)
+	s := newSiteWith(t, fmt.Sprintf(`
+- name: line
+  protocol: opcua
+  endpoint: %s
+  stale_after_seconds: 6
+  opcua:
+    security_policy: None
+    security_mode: None
+    publishing_interval_ms: 200
+    nodes:
+    - {node_id: 'nsu=urn:edgehost:test;s=Counter0'}
+    - {node_id: 'nsu=urn:edgehost:test;s=Counter1', heartbeat_seconds: 0}
+`, opc), "")
+	s.startGateway()
+	const line, one = "opcua.scada_data.opcua_events_bronze", "nsu=urn:edgehost:test;s=Counter1"
+	waitFor(t, "values", func() bool { return len(s.lines(line)) > 20 })
+	last := float64(freeze())
+	waitFor(t, "the point without a heartbeat to be silent", func() bool { return len(s.badRows()[one]) > 0 })
+	beats := func() (n int) {
+		for _, text := range s.lines(line) {
+			var r struct {
+				tableRow
+				ValueNum float64 `json:"value_num"`
+			}
+			if err := json.Unmarshal([]byte(text), &r); err != nil {
+				t.Fatal(err)
+			}
+			if r.NodeID != one && r.ValueNum == last {
+				n++
+			}
+		}
+		return n
+	}
+	// Five of them take longer than silence may last.
+	waitFor(t, "heartbeats", func() bool { return beats() >= 5 })
+	bad := s.badRows()
+	if len(bad) != 1 || len(bad[one]) != 1 || !strings.HasPrefix(bad[one][0].Reason, "stale: no record for 6s") || bad[one][0].Status != "BadNoCommunication" {
+		t.Errorf("rows that are not good: %+v, want one of %s", bad, one)
+	}
+	for _, src := range s.status().Sources {
+		if src.Name == "line" && (src.State != "degraded" || src.Points != 2 || src.PointsStale != 1 || !strings.Contains(src.Detail, "1 of 2 points silent since")) {
+			t.Errorf("the source is %s: %s", src.State, src.Detail)
+		}
+	}
+}
+
 // publishBad publishes what is no number, and the life of an edge node whose one
 // metric is 42 until it dies.
 func (s *site) publishBad() {

@@ -488,10 +488,20 @@ func TestNoHeartbeatBeforeNewerValues(t *testing.T) {
 			time.Sleep(20500 * time.Millisecond)
 			at = len(p.all())
 			f.cut()
+			f.mu.Lock()
+			f.mute = true // its answer takes a while
+			f.mu.Unlock()
 			f.set("ns=1;s=beat", uint32(2))
 			synctest.Wait()
 		})
-		_ = play(t, src, p.emit, func() { time.Sleep(30 * time.Second) })
+		_ = play(t, src, p.emit, func() {
+			time.Sleep(6 * time.Second)
+			f.mu.Lock()
+			f.mute = false
+			f.changed()
+			f.mu.Unlock()
+			time.Sleep(30 * time.Second)
+		})
 		recs := p.all()
 		if at < 5 || len(recs) < at+5 {
 			t.Fatalf("%d records before the outage and %d in all", at, len(recs))
