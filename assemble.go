@@ -164,7 +164,7 @@ func (g *gateway) source(s *sourceConfig, hostID string) (host.SourceConfig, err
 		sc.Status.Declare(mqtt.Metrics, mqtt.Reasons)
 		sc.Source, err = mqtt.New(s.Name, s.Endpoint, s.Tags, *s.MQTT, mqtt.Deps{Status: sc.Status, Logger: log, HostID: hostID, StateDir: g.cfg.StateDir})
 	case "modbus":
-		sc.Status.Declare(modbus.Metrics, modbus.Reasons)
+		sc.Status.Declare(nil, modbus.Reasons)
 		sc.Source, err = modbus.New(s.Name, s.Endpoint, s.Tags, *s.Modbus, modbus.Deps{Log: log, Status: sc.Status, Buses: g.buses})
 	case "opcua":
 		sc.Status.Declare(opcua.Metrics, opcua.Reasons)

@@ -24,16 +24,10 @@ const (
 	MetricClamped      = "scaled_value_clamped_total"         // scaled_value beyond 32 bits
 )
 
-// Metrics and Reasons are what a source counts from 0 on.
-var (
-	Metrics = []string{MetricPolls, MetricRequests, MetricPollErrors, MetricExceptions, MetricTimeouts, MetricReopens, MetricOverruns,
-		MetricBackpressure, MetricPollSeconds, MetricSplits, MetricUnitsDown, MetricClamped}
-	Reasons = []string{reasonNotStored}
-)
-
-// reasonNotStored is for records that the pipeline gave back: their points are
-// read again.
-const reasonNotStored = "not_stored"
+// metrics is all of them: each stands on /metrics from the start, so that a rate
+// sees the first event.
+var metrics = []string{MetricPolls, MetricRequests, MetricPollErrors, MetricExceptions, MetricTimeouts, MetricReopens, MetricOverruns,
+	MetricBackpressure, MetricPollSeconds, MetricSplits, MetricUnitsDown, MetricClamped}
 
 // splitsPerPoll bounds how long a poll can be held up by the search for a
 // refused address; the next poll goes on from where this one stopped.

@@ -175,9 +175,11 @@ func (s *Source) fail(recs []abi.Record, i int, at time.Time, q quality) []abi.R
 	}
 	st.bad = true
 	s.epoch++
-	r := s.record(&s.points[i], at, abi.Value{}, q.code, s.newAttrs(i))
-	sources.NotGood(&r, q.code, q.name, q.reason)
-	return append(recs, r)
+	attrs := s.newAttrs(i)
+	attrs = append(attrs, abi.Attr{Key: abi.AttrQuality, Value: abi.String("Bad")},
+		abi.Attr{Key: abi.AttrStatus, Value: abi.String(q.name)},
+		abi.Attr{Key: abi.AttrReason, Value: abi.String(q.reason)})
+	return append(recs, s.record(&s.points[i], at, abi.Value{}, q.code, attrs))
 }
 
 func (s *Source) record(p *Point, at time.Time, v abi.Value, status uint32, attrs []abi.Attr) abi.Record {
