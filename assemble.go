@@ -196,7 +196,8 @@ func (g *gateway) hostConfig(reg *modules.Registry) (host.Config, error) {
 
 // source makes one source; a disabled one is only listed.
 func (g *gateway) source(s *sourceConfig, hostID string) (host.SourceConfig, error) {
-	sc := host.SourceConfig{Name: s.Name, Protocol: s.Protocol, Status: sources.NewStatus(s.Name, s.Protocol), Reconnect: g.cfg.reconnect(s)}
+	sc := host.SourceConfig{Name: s.Name, Protocol: s.Protocol, Status: sources.NewStatus(s.Name, s.Protocol), Reconnect: g.cfg.reconnect(s),
+		Watch: g.cfg.watch(s)}
 	if !s.Enabled {
 		return sc, nil
 	}
@@ -204,10 +205,13 @@ func (g *gateway) source(s *sourceConfig, hostID string) (host.SourceConfig, err
 	var err error
 	switch s.Protocol {
 	case "mqtt":
+		sc.Status.Declare(mqtt.Metrics, mqtt.Reasons)
 		sc.Source, err = mqtt.New(s.Name, s.Endpoint, s.Tags, *s.MQTT, mqtt.Deps{Status: sc.Status, Logger: log, HostID: hostID, StateDir: g.cfg.StateDir})
 	case "modbus":
+		sc.Status.Declare(nil, modbus.Reasons)
 		sc.Source, err = modbus.New(s.Name, s.Endpoint, s.Tags, *s.Modbus, modbus.Deps{Log: log, Status: sc.Status, Buses: g.buses})
 	case "opcua":
+		sc.Status.Declare(opcua.Metrics, opcua.Reasons)
 		sc.Source, err = g.opcuaSource(s, sc.Status, log)
 	default:
 		err = fmt.Errorf("source %s: protocol %s is not known", s.Name, s.Protocol)

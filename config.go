@@ -102,9 +102,16 @@ type sourceConfig struct {
 	Tags     map[string]string `yaml:"tags"`
 	// Endpoints are those of the mqtt block; either place will do.
 	Endpoints []string `yaml:"endpoints"`
-	// StaleAfterSeconds is how long a source may be silent before it counts as
-	// stalled; 0: for ever.
-	StaleAfterSeconds float64 `yaml:"stale_after_seconds"`
+	// StaleAfterSeconds is how long a point may be silent before it is reported
+	// as stale; 0: for ever. StaleOverrides are for some of them; the first that
+	// fits counts.
+	StaleAfterSeconds float64         `yaml:"stale_after_seconds"`
+	StaleOverrides    []staleOverride `yaml:"stale_overrides"`
+	// Timestamp says which clock event times are of; "": source.
+	Timestamp string `yaml:"timestamp"`
+	// MaxClockSkewSeconds marks records whose event time is further from our
+	// clock; 0: never.
+	MaxClockSkewSeconds float64 `yaml:"max_clock_skew_seconds"`
 	// Isolation is process or none: whether the source runs in a child process,
 	// which a hostile peer may crash. "": process for opcua, else none.
 	Isolation string `yaml:"isolation"`

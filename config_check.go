@@ -211,28 +211,6 @@ func (c *config) checkSources() []string {
 	return names
 }
 
-// checkShared moves keys that are the same for several sources, or may stand
-// beside the block of a protocol, into that block.
-func (c *config) checkShared(at string, s *sourceConfig) {
-	between(c, at+".stale_after_seconds", s.StaleAfterSeconds, 0, 1e7)
-	if s.OPCUA != nil && s.OPCUA.CertificateRenewDays == 0 {
-		s.OPCUA.CertificateRenewDays = c.Security.Certificates.RotationDaysBeforeExpiry
-	}
-	if s.MQTT == nil {
-		if len(s.Endpoints) > 0 {
-			c.doc.failAt(at+".endpoints", "only mqtt sources can fail over; write one endpoint")
-		}
-		return
-	}
-	if len(s.Endpoints) > 0 && len(s.MQTT.Endpoints) > 0 {
-		c.doc.failAt(at+".endpoints", "stands beside mqtt.endpoints; keep one of them")
-	}
-	s.MQTT.Endpoints = append(s.MQTT.Endpoints, s.Endpoints...)
-	if s.MQTT.StaleAfterSeconds == 0 {
-		s.MQTT.StaleAfterSeconds = s.StaleAfterSeconds
-	}
-}
-
 func (c *config) checkIsolation(at string, s *sourceConfig) {
 	if s.Isolation == "" {
 		return

@@ -6,6 +6,8 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+
+	"github.com/edgehost/edgehost/sources/mqtt"
 )
 
 // NotInForce lists the keys of the file that were accepted and checked but have
@@ -33,11 +35,6 @@ func (c *config) NotInForce() []string {
 			out = append(out, key.path+" ("+key.why+")")
 		}
 	}
-	for i, s := range c.Sources {
-		if s.StaleAfterSeconds > 0 && s.Modbus != nil {
-			out = append(out, fmt.Sprintf("sources[%d].stale_after_seconds (no effect: a modbus source asks, so it is never silent)", i))
-		}
-	}
 	return out
 }
 
@@ -62,8 +59,19 @@ func (c *config) warnings() problems {
 			}
 			c.note(&out, path, "%s", w.Msg)
 		}
+		if s.StaleAfterSeconds > 0 && len(s.StaleOverrides) == 0 && s.sparkplug() {
+			c.note(&out, at+".stale_after_seconds", "a Sparkplug metric that does not change is silent by design, and its edge node tells when it dies: give its addresses (group/node/*) after_seconds: 0 in stale_overrides")
+		}
 	}
 	return out
+}
+
+// sparkplug reports whether a topic of the source is read as Sparkplug B.
+func (c *sourceConfig) sparkplug() bool {
+	const format = "sparkplug_b"
+	return slices.ContainsFunc(c.MQTT.Topics, func(t mqtt.TopicConfig) bool {
+		return t.Payload.Format == format || t.Payload.Format == "" && c.MQTT.Payload.Format == format
+	})
 }
 
 // secretKeys are the keys whose values belong into variables or files.

@@ -382,7 +382,7 @@ sources:
 		t.Errorf("reconnect = %+v", r)
 	}
 	all := strings.Join(c.NotInForce(), "\n")
-	for _, want := range []string{"sources[3].stale_after_seconds", "security.certificates.auto_rotation", "backpressure.enabled",
+	for _, want := range []string{"security.certificates.auto_rotation", "backpressure.enabled",
 		"backpressure.disk_spool.enabled", "backpressure.disk_spool.encryption"} {
 		if !strings.Contains(all, want) {
 			t.Errorf("NotInForce lacks %s:\n%s", want, all)

@@ -60,6 +60,13 @@ type document struct {
 	lookup  func(string) (string, bool) // the environment
 	anchors map[string]ast.Node
 	lenient bool // pass over unknown keys
+	blocks  []block
+}
+
+// block is one of the blocks around the place that is being decoded.
+type block struct {
+	path   string
+	fields []field
 }
 
 // defaulter is implemented by structs that have other defaults than zero.
@@ -301,12 +308,14 @@ func (d *document) structure(path string, n ast.Node, v reflect.Value, depth int
 		return
 	}
 	fields := fieldsOf(v.Type())
+	d.blocks = append(d.blocks, block{path, fields})
+	defer func() { d.blocks = d.blocks[:len(d.blocks)-1] }()
 	for _, p := range pairs {
 		at := join(path, p.name)
 		i := slices.IndexFunc(fields, func(f field) bool { return f.name == p.name })
 		if i < 0 {
 			if !d.lenient {
-				d.fail(at, p.at, "unknown key%s", suggest(p.name, fields))
+				d.fail(at, p.at, "unknown key%s", suggest(p.name, d.blocks))
 			}
 			continue
 		}

@@ -139,7 +139,7 @@ sources:
     topics: [{topic: "plant/#", qos: 1}]
 %[8]sprocessing: {batch: {max_size: 500, max_wait_seconds: 1}}
 resilience: {circuit_breaker: {timeout_seconds: 1}, reconnect: {initial_delay_seconds: 0.2, max_delay_seconds: 1}}
-%[7]s`, s.dir, s.health, s.metrics, s.token, s.ingest, s.broker, pipelines, strings.TrimPrefix(sources, "\n")))
+%[7]s`, s.dir, s.health, s.metrics, s.token, s.ingest, s.broker, pipelines, strings.ReplaceAll(strings.TrimPrefix(sources, "\n"), "BROKER", s.broker)))
 	startProcess(t, io.Discard, nil, "mosquitto", "-c", filepath.Join(s.dir, "mosquitto.conf"))
 	waitFor(t, "mosquitto", func() bool { c, err := net.Dial("tcp", s.broker); return err == nil && c.Close() == nil })
 	// The certificate authority must exist before the gateway reads it, and

@@ -41,7 +41,7 @@ func newFakeHost() *fakeHost {
 	}, status: control.Status{
 		Version: "v9", StartedAt: someday, UptimeSeconds: 3600.5, Status: control.Healthy, Ready: true,
 		Sources: []control.SourceStatus{
-			{Name: "s1", Protocol: "mqtt", Pipeline: "line1", State: "connected", LastRead: someday, Records: 100, Bytes: 900,
+			{Name: "s1", Protocol: "mqtt", Pipeline: "line1", State: "connected", LastRead: someday, Records: 100, Bytes: 900, Points: 9, PointsStale: 2, LagSeconds: new(0.25),
 				Failed: map[string]uint64{"decode_error": 2}, Counters: map[string]float64{"mqtt_unacked": 3, "mqtt_messages_total": 101, "queue_depth": 7, "Bad Name": 1}},
 			{Name: "s2", Protocol: "modbus", Pipeline: "s2", State: "disabled"},
 		},

@@ -131,6 +131,14 @@ destination_queue_records{destination="c.s.t",where="spool"} 40
 # HELP edgehost_healthy 1 healthy, 0.5 degraded, 0 unhealthy.
 # TYPE edgehost_healthy gauge
 edgehost_healthy 1
+# HELP edgehost_source_points Points that are watched for silence.
+# TYPE edgehost_source_points gauge
+edgehost_source_points{protocol="mqtt",source="s1"} 9
+edgehost_source_points{protocol="modbus",source="s2"} 0
+# HELP edgehost_source_points_stale Points that are silent for longer than stale_after_seconds.
+# TYPE edgehost_source_points_stale gauge
+edgehost_source_points_stale{protocol="mqtt",source="s1"} 2
+edgehost_source_points_stale{protocol="modbus",source="s2"} 0
 # HELP ledger_balanced 1 while the ledger balances.
 # TYPE ledger_balanced gauge
 ledger_balanced 1
@@ -160,10 +168,13 @@ records_read_total{protocol="modbus",source="s2"} 0
 # HELP records_written_total Records that a destination acknowledged.
 # TYPE records_written_total counter
 records_written_total{destination="c.s.t"} 48
+# HELP source_lag_seconds How far the last record was behind the clock when it was taken; negative when the device's clock is ahead.
+# TYPE source_lag_seconds gauge
+source_lag_seconds{protocol="mqtt",source="s1"} 0.25
 `
 	err := testutil.CollectAndCompare(statusCollector{newFakeHost()}, strings.NewReader(want), "batch_latency_seconds", "connection_status",
 		"destination_queue_records", "edgehost_healthy", "ledger_balanced", "module_faults_total", "mqtt_messages_total", "mqtt_unacked",
-		"queue_depth", "records_failed_total", "records_read_total", "records_written_total")
+		"queue_depth", "records_failed_total", "records_read_total", "records_written_total", "source_lag_seconds", "edgehost_source_points", "edgehost_source_points_stale")
 	if err != nil {
 		t.Error(err)
 	}

@@ -57,6 +57,10 @@ var (
 	mUptime      = metric{"edgehost_uptime_seconds", "Time since the host started.", gauge, nil}
 	mBytesRead   = metric{"bytes_read_total", "Bytes read from sources.", counter, []string{"source", "protocol"}}
 	mLastRecord  = metric{"last_record_timestamp_seconds", "When a source last read a record.", gauge, []string{"source", "protocol"}}
+	mLag         = metric{"source_lag_seconds", "How far the last record was behind the clock when it was taken; negative when the device's clock is ahead.", gauge, []string{"source", "protocol"}}
+	mPoints      = metric{"edgehost_source_points", "Points that are watched for silence.", gauge, []string{"source", "protocol"}}
+	mStale       = metric{"edgehost_source_points_stale", "Points that are silent for longer than stale_after_seconds.", gauge, []string{"source", "protocol"}}
+	mUnwatched   = metric{"edgehost_source_unwatched_records_total", "Records of points that are too many to be watched.", counter, []string{"source", "protocol"}}
 	mPipeQueue   = metric{"pipeline_queue_records", "Records in the memory of a pipeline, not yet durable.", gauge, []string{"pipeline"}}
 	mQueue       = metric{"destination_queue_records", "Records that wait for delivery, by where they are; the spool has all of them.", gauge, []string{"destination", "where"}}
 	mQueueBytes  = metric{"destination_queue_bytes", "Bytes that wait for delivery, by where they are.", gauge, []string{"destination", "where"}}
@@ -163,6 +167,12 @@ func (g *gatherer) sources(s control.Status) {
 		if !x.LastRead.IsZero() {
 			g.add(mLastRecord, float64(x.LastRead.UnixMilli())/1000, x.Name, x.Protocol)
 		}
+		if x.LagSeconds != nil {
+			g.add(mLag, *x.LagSeconds, x.Name, x.Protocol)
+		}
+		g.add(mPoints, float64(x.Points), x.Name, x.Protocol)
+		g.add(mStale, float64(x.PointsStale), x.Name, x.Protocol)
+		g.add(mUnwatched, float64(x.Unwatched), x.Name, x.Protocol)
 	}
 }
 

@@ -279,6 +279,5 @@ func (c *config) certDir() string { return filepath.Join(c.StateDir, "certs", "o
 
 // opcuaJob is what a source of the configuration is made of.
 func (c *config) opcuaJob(s *sourceConfig) opcuaJob {
-	return opcuaJob{Name: s.Name, Endpoint: s.Endpoint, Tags: s.Tags, Config: *s.OPCUA, Dir: c.certDir(),
-		StaleAfter: time.Duration(s.StaleAfterSeconds * float64(time.Second))}
+	return opcuaJob{Name: s.Name, Endpoint: s.Endpoint, Tags: s.Tags, Config: *s.OPCUA, Dir: c.certDir()}
 }

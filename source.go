@@ -71,14 +71,18 @@ func sourceList(c *cli.Context, host *control.Client) error {
 	})
 }
 
-// counters lists what a source counts, sorted by name.
+// counters lists what a source has counted, sorted by name.
 func counters(s control.SourceStatus) []string {
 	var words []string
 	for _, reason := range slices.Sorted(maps.Keys(s.Failed)) {
-		words = append(words, oneLine("failed: "+reason+" "+count(s.Failed[reason])))
+		if n := s.Failed[reason]; n > 0 {
+			words = append(words, oneLine("failed: "+reason+" "+count(n)))
+		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(s.Counters)) {
-		words = append(words, oneLine(name+" "+strconv.FormatFloat(s.Counters[name], 'f', -1, 64)))
+		if v := s.Counters[name]; v != 0 {
+			words = append(words, oneLine(name+" "+strconv.FormatFloat(v, 'f', -1, 64)))
+		}
 	}
 	return words
 }

@@ -134,10 +134,10 @@ func (f tagFormat) config(file string, src []byte, name string) ([]byte, error) 
 	checked := parseConfig(file, b.Bytes(), func(string) (string, bool) { return "", false })
 	for _, p := range checked.doc.found {
 		if at := p.line - first; at >= 0 && at < len(rows) {
-			p.line, p.col = rows[at].line, 1
 			if _, key, ok := strings.Cut(p.path, f.list+"["); ok {
 				_, p.path, _ = strings.Cut(key, "].")
 			}
+			p.line, p.col = rows[at].line, rows[at].columnOf(p.path)
 		} else {
 			p.file, p.line = "source "+name, 0
 		}
@@ -152,7 +152,17 @@ func (f tagFormat) config(file string, src []byte, name string) ([]byte, error) 
 // tagRow is one tag as an entry of the configuration.
 type tagRow struct {
 	line  int
+	cells map[string]int // where the cell of each column begins, from 1
 	entry string
+}
+
+// columnOf is where the value of a key of the configuration stands; the row's
+// beginning when it stands in no cell.
+func (r tagRow) columnOf(key string) int {
+	if tag, ok := strings.CutPrefix(key, "tags."); ok {
+		key = tagColumn + tag
+	}
+	return max(1, r.cells[key])
 }
 
 // rows reads the file; it does not stop at the first problem.
@@ -190,7 +200,11 @@ func (f tagFormat) rows(file string, src []byte) (rows []tagRow, found problems)
 			continue
 		}
 		if entry := f.entry(columns, cells, func(i int, msg string) { fail(line, column(r, i), "%s", msg) }); entry != "" {
-			rows = append(rows, tagRow{line, entry})
+			at := map[string]int{}
+			for i := range cells {
+				at[columns[i]] = column(r, i)
+			}
+			rows = append(rows, tagRow{line, at, entry})
 		}
 	}
 }

@@ -11,7 +11,6 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
-	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -43,16 +42,15 @@ func sourceWorkerCommand() *cli.Command {
 // opcuaJob is all that an OPC UA source is made of; the worker gets it as JSON
 // in its first frame, secrets included.
 type opcuaJob struct {
-	Name       string
-	Endpoint   string
-	Tags       map[string]string
-	Config     opcua.Config
-	Dir        string // of certificates
-	StaleAfter time.Duration
+	Name     string
+	Endpoint string
+	Tags     map[string]string
+	Config   opcua.Config
+	Dir      string // of certificates
 }
 
 func (j opcuaJob) source(log *slog.Logger, st *sources.Status, resume func() []byte) (*opcua.Source, error) {
-	return opcua.New(j.Name, j.Endpoint, j.Tags, j.Config, opcua.Deps{Logger: log, Status: st, Resume: resume, Dir: j.Dir, StaleAfter: j.StaleAfter})
+	return opcua.New(j.Name, j.Endpoint, j.Tags, j.Config, opcua.Deps{Logger: log, Status: st, Resume: resume, Dir: j.Dir})
 }
 
 // encode writes a job. JSON has one kind of number, so a float is written with

@@ -143,7 +143,6 @@ sources:
   protocol: opcua
   endpoint: opc.tcp://h:4840
   tags: {line: "1"}
-  stale_after_seconds: 2.5
   opcua:
     username: u
     password: ${PASSWORD}
@@ -154,7 +153,7 @@ sources:
     - {node_id: i=2253, where: [{field: A, op: eq, value: 500}, {field: B, op: eq, value: 500.0}, {field: C, op: eq, value: true}, {field: D, op: eq, value: "5"}]}
 `)
 	s := &c.Sources[0]
-	want := opcuaJob{Name: s.Name, Endpoint: s.Endpoint, Tags: s.Tags, Config: *s.OPCUA, Dir: "d", StaleAfter: 2500 * time.Millisecond}
+	want := opcuaJob{Name: s.Name, Endpoint: s.Endpoint, Tags: s.Tags, Config: *s.OPCUA, Dir: "d"}
 	b, err := want.encode()
 	if err != nil {
 		t.Fatal(err)

@@ -7,12 +7,20 @@ import (
 	"strings"
 )
 
-// suggest names the key that was probably meant: one that is spelt alike, or one
-// of that very name in a block further in.
-func suggest(name string, fields []field) string {
+// suggest names the key that was probably meant: one that is spelt alike, one of
+// that very name in a block further in, or in one further out. The last of blocks
+// is the one in which name stands.
+func suggest(name string, blocks []block) string {
+	fields := blocks[len(blocks)-1].fields
 	names := make([]string, len(fields))
 	for i := range fields {
 		names[i] = fields[i].name
+	}
+	for i := len(blocks) - 2; i > 0; i-- { // not the whole file
+		if has(blocks[i].fields, name) {
+			inner := strings.TrimPrefix(blocks[i+1].path, blocks[i].path+".")
+			return fmt.Sprintf("; %s stands one block further out, beside %s", name, inner)
+		}
 	}
 	best := nearest(name, names)
 	for _, f := range fields {
@@ -20,17 +28,24 @@ func suggest(name string, fields []field) string {
 		for t.Kind() == reflect.Pointer {
 			t = t.Elem()
 		}
-		if best == "" && t.Kind() == reflect.Struct && slices.ContainsFunc(fieldsOf(t), func(g field) bool { return g.name == name }) {
+		if best == "" && t.Kind() == reflect.Struct && has(fieldsOf(t), name) {
 			best = f.name + "." + name
 		}
 	}
 	return meant(best, names)
 }
 
+func has(fields []field, name string) bool {
+	return slices.ContainsFunc(fields, func(f field) bool { return f.name == name })
+}
+
 // nearest returns the name that is spelt most like name, "" when none is.
 func nearest(name string, names []string) string {
 	best, distance := "", max(2, len(name)/3)+1
 	for _, n := range names {
+		if len(name) > 3 && strings.HasPrefix(n, name+"_") {
+			return n // its unit is missing: max_delay for max_delay_seconds
+		}
 		if d := levenshtein(name, n); d < min(distance, len(name)) {
 			best, distance = n, d
 		}

@@ -211,6 +211,7 @@ const (
 	AttrStale           = "stale"            // bool: the point stopped sending
 	AttrBackfilled      = "backfilled"       // bool: read from history after an outage
 	AttrOverflow        = "overflow"         // bool: the server's queue overflowed before this value
+	AttrEvent           = "event"            // bool: an event of the device, not the value of a point
 )
 
 // Attr returns the value of the attribute key, and false when r has none.

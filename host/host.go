@@ -61,6 +61,7 @@ type SourceConfig struct {
 	Source         sources.Source
 	Status         *sources.Status
 	Reconnect      sources.ReconnectConfig
+	Watch          sources.WatchConfig
 }
 
 // PipelineConfig is one pipeline.

@@ -68,9 +68,14 @@ func (g *gate) leave() {
 const pausedDetail = "a person paused it: edgehost source resume starts it again, and so does a restart"
 
 // runSource runs a source under its supervisor, again and again as it is paused
-// and resumed, until ctx ends.
-func (h *Host) runSource(ctx context.Context, sc SourceConfig, emit sources.Emit) {
+// and resumed, until ctx ends. The watch over its points goes on in between.
+func (h *Host) runSource(ctx context.Context, sc SourceConfig, pipeline sources.Emit) {
 	log := h.log.With("component", "source", "source", sc.Name)
+	watch := sources.NewWatch(sc.Watch, sc.Status, log)
+	emit := watch.Emit(pipeline)
+	var watching sync.WaitGroup
+	watching.Go(func() { watch.Run(ctx, pipeline) })
+	defer watching.Wait()
 	g := h.gates[sc.Name]
 	for ctx.Err() == nil {
 		run, ok := g.enter(ctx)

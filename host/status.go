@@ -75,7 +75,8 @@ func (f *filling) estimate(now time.Time, used, limit uint64) float64 {
 func (h *Host) sourceStatus(sc SourceConfig) control.SourceStatus {
 	sn := sc.Status.Snapshot()
 	out := control.SourceStatus{Name: sn.Name, Protocol: sn.Protocol, State: string(sn.State), Detail: sn.Detail, Since: sn.Since,
-		LastRead: sn.LastRead, Records: sn.Records, Bytes: sn.Bytes, Failed: sn.Failed, Counters: sn.Counters}
+		LastRead: sn.LastRead, Records: sn.Records, Bytes: sn.Bytes, Failed: sn.Failed, Counters: sn.Counters,
+		Points: sn.Points, PointsStale: sn.Stale, Unwatched: sn.Unwatched, LagSeconds: sn.Lag}
 	if sc.Source == nil {
 		out.State = string(sources.Disabled)
 	}

@@ -1,7 +1,9 @@
 package sources
 
 import (
+	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 )
@@ -45,6 +47,53 @@ type Status struct {
 	bytes    uint64
 	failed   map[string]uint64
 	counters map[string]float64
+	silence  silence
+	lag      *float64 // seconds
+}
+
+// silence is what a Watch knows of the points of a source.
+type silence struct {
+	silent, points int
+	since          time.Time // when the first of them was heard last
+	names          []string  // of some
+	beyond         uint64    // records of points that are not watched
+}
+
+func (s silence) detail() string {
+	text := fmt.Sprintf("%d of %d points silent since %s: %s", s.silent, s.points, s.since.UTC().Format(time.RFC3339), strings.Join(s.names, ", "))
+	if s.silent > len(s.names) {
+		text += ", …"
+	}
+	return text
+}
+
+// over is the state and detail of a source with its silent points.
+func (s silence) over(state State, detail string) (State, string) {
+	if s.silent == 0 {
+		return state, detail
+	}
+	switch {
+	case state == Connected && s.silent < s.points:
+		state = Degraded
+	case (state == Connected || state == Degraded) && s.silent == s.points:
+		state = Stalled
+	}
+	if detail != "" {
+		detail += "; "
+	}
+	return state, detail + s.detail()
+}
+
+func (s *Status) setSilence(v silence) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.silence = v
+}
+
+func (s *Status) setLag(d time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.lag = new(d.Seconds())
 }
 
 // NewStatus makes the Status of the source called name in the configuration.
@@ -137,6 +186,19 @@ func (s *Status) Fail(reason string, records int) {
 	s.failed[reason] += uint64(records)
 }
 
+// Declare shows counters and reasons of Fail as 0 from the start: a rate over a
+// counter that begins to exist at its first increment misses that increment.
+func (s *Status) Declare(metrics, reasons []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, name := range metrics {
+		s.counters[name] += 0
+	}
+	for _, reason := range reasons {
+		s.failed[reason] += 0
+	}
+}
+
 // Add adds n to a protocol's own metric, named as it appears on /metrics
 // (mqtt_redelivered_total, modbus_polls_total, …). The names are constants of
 // the protocol package: bounded in number.
@@ -165,13 +227,24 @@ type Snapshot struct {
 	Bytes    uint64             `json:"bytes"`
 	Failed   map[string]uint64  `json:"failed,omitempty"`
 	Counters map[string]float64 `json:"counters,omitempty"`
+	// Points are those that a Watch has heard, Stale those of them that are silent,
+	// Unwatched the records of points for which it had no room.
+	Points    int    `json:"points,omitempty"`
+	Stale     int    `json:"stale,omitempty"`
+	Unwatched uint64 `json:"unwatched,omitempty"`
+	// Lag is by how many seconds the clock was ahead of the event time of the last
+	// record when the pipeline took it; nil before the first.
+	Lag *float64 `json:"lag,omitempty"`
 }
 
-// Snapshot returns a copy that the caller owns.
+// Snapshot returns a copy that the caller owns. Silent points make a source that
+// reports itself connected degraded, and stalled when all of them are silent.
 func (s *Status) Snapshot() Snapshot {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	out := Snapshot{Name: s.name, Protocol: s.protocol, State: s.state, Detail: s.detail, Since: s.since,
+	state, detail := s.silence.over(s.state, s.detail)
+	out := Snapshot{Name: s.name, Protocol: s.protocol, State: state, Detail: detail, Since: s.since,
+		Points: s.silence.points, Stale: s.silence.silent, Unwatched: s.silence.beyond, Lag: s.lag,
 		LastRead: s.last, Records: s.records, Bytes: s.bytes,
 		Failed: make(map[string]uint64, len(s.failed)), Counters: make(map[string]float64, len(s.counters))}
 	for k, v := range s.failed {

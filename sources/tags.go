@@ -45,7 +45,7 @@ var protocolKeys = []string{
 	abi.AttrQuality, abi.AttrReason, abi.AttrQoS, abi.AttrRetain, abi.AttrTimestampMS, abi.AttrSlaveID,
 	abi.AttrRegisterAddress, abi.AttrRegisterType, abi.AttrRawValue, abi.AttrScaledValue, abi.AttrScaleFactor,
 	abi.AttrEndpoint, abi.AttrNamespace, abi.AttrBrowsePath, abi.AttrStatus, abi.AttrRaw, abi.AttrServerTime,
-	abi.AttrStale, abi.AttrBackfilled, abi.AttrOverflow,
+	abi.AttrStale, abi.AttrBackfilled, abi.AttrOverflow, abi.AttrEvent,
 }
 
 // ValidateTags returns what is wrong with static tags, with paths relative to
@@ -97,19 +97,6 @@ func SetAttr(attrs []abi.Attr, key string, v abi.Value) []abi.Attr {
 	}
 	return append(attrs, abi.Attr{Key: key, Value: v})
 }
-
-// The status codes that sources without codes of their own put into records:
-// OPC UA part 6, annex A.
-const (
-	StatusGood uint32 = 0
-	StatusBad  uint32 = 0x80000000
-	// StatusBadDecoding says that the peer's bytes do not hold what is configured.
-	StatusBadDecoding uint32 = 0x80070000
-	// StatusBadCommunication says that the peer did not answer.
-	StatusBadCommunication uint32 = 0x80050000
-	// StatusBadTooLarge (BadEncodingLimitsExceeded) says that the value exceeds a limit.
-	StatusBadTooLarge uint32 = 0x80080000
-)
 
 // Micros is t as records hold it: microseconds since the Unix epoch.
 func Micros(t time.Time) int64 { return t.UnixMicro() }

@@ -106,6 +106,13 @@ type SourceStatus struct {
 	Bytes    uint64             `json:"bytes"`
 	Failed   map[string]uint64  `json:"failed,omitempty"`   // by reason: records that the source itself could not make or had to drop
 	Counters map[string]float64 `json:"counters,omitempty"` // the protocol's own metrics, named as on /metrics
+	// Points were heard since the process started, when stale_after_seconds watches
+	// them; PointsStale of them are silent, and Unwatched records were of points
+	// beyond the bound.
+	Points      int      `json:"points"`
+	PointsStale int      `json:"points_stale"`
+	Unwatched   uint64   `json:"unwatched,omitempty"`
+	LagSeconds  *float64 `json:"lag_seconds,omitempty"` // our clock minus the event time of the last record; absent: none came
 }
 
 // Flows reports whether data can come from the source now.

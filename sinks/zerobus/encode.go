@@ -31,7 +31,8 @@ const (
 	fromValueNum    // a value that is a number or a bool
 	fromValueType   // the attribute, else the name of the value's kind
 	fromStatusCode
-	fromStatus // the attribute, else Good, Uncertain or Bad by the status code
+	fromStatus  // the attribute, else Good, Uncertain or Bad by the status code
+	fromQuality // Good, Uncertain or Bad by the status code, whatever a module left in the attribute
 	fromRecordID
 	fromRawValue    // the attribute, else the value when it is a number
 	fromScaledValue // the attribute, else round(value * scale_factor), kept within int32
@@ -42,7 +43,7 @@ var sources = map[string]source{
 	"event_time": fromEventTime, "ingest_time": fromIngestTime, "source_name": fromSourceName, "address": fromAddress,
 	"topic": fromTopic, "node_id": fromNodeID, "register_address": fromRegister, "protocol": fromProtocol,
 	"value": fromValue, "value_string": fromValueString, "value_num": fromValueNum, "value_type": fromValueType,
-	"status_code": fromStatusCode, "status": fromStatus, "quality": fromStatus, "record_id": fromRecordID,
+	"status_code": fromStatusCode, "status": fromStatus, "quality": fromQuality, "record_id": fromRecordID,
 	"raw_value": fromRawValue, "scaled_value": fromScaledValue, "scale_factor": fromScaleFactor,
 }
 
@@ -170,6 +171,8 @@ func (e *encoder) value(p *plan, r *sinks.Record) abi.Value {
 		return number(r.Value)
 	case fromStatusCode:
 		return abi.Int(int64(r.Status))
+	case fromQuality:
+		return abi.String(quality(r.Status))
 	case fromRecordID:
 		return abi.String(r.ID.String())
 	default:

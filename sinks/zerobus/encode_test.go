@@ -74,7 +74,7 @@ func TestBronzeFieldNumbers(t *testing.T) {
 	}
 	for p, fields := range document {
 		md := describeSchema(t, bronzeOf(t, p))
-		for _, want := range strings.Fields(fields + " record_id=100:string") {
+		for _, want := range strings.Fields(fields + " record_id=100:string quality=101:string reason=102:string") {
 			name, _, _ := strings.Cut(want, "=")
 			f := md.Fields().ByName(protoreflect.Name(name))
 			if f == nil {
@@ -108,31 +108,33 @@ func TestEncodeBronze(t *testing.T) {
 		{"mqtt", abi.Record{EventTime: 1, IngestTime: 2, Source: "s", Address: "a/b", Protocol: abi.ProtocolMQTT, Value: abi.Float(0),
 			Attrs: attrs("qos", abi.Int(0), "retain", abi.Bool(false), "unit", abi.String(""), "timestamp_ms", abi.Int(5), "sensor_name", abi.String("t"), "other", abi.Int(1))},
 			map[string]any{"event_time": int64(1), "ingest_time": int64(2), "source_name": "s", "topic": "a/b", "value": 0.0, "qos": int32(0), "retain": false,
-				"unit": "", "timestamp_ms": int64(5), "sensor_name": "t", "record_id": recordID}},
+				"unit": "", "timestamp_ms": int64(5), "sensor_name": "t", "quality": "Good", "record_id": recordID}},
 		{"mqtt absent is NULL", abi.Record{Protocol: abi.ProtocolMQTT},
-			map[string]any{"event_time": int64(0), "ingest_time": int64(0), "record_id": recordID}},
+			map[string]any{"event_time": int64(0), "ingest_time": int64(0), "quality": "Good", "record_id": recordID}},
+		{"mqtt mended by a module", abi.Record{Protocol: abi.ProtocolMQTT, Attrs: attrs("quality", abi.String("Bad"))},
+			map[string]any{"event_time": int64(0), "ingest_time": int64(0), "quality": "Good", "record_id": recordID}},
 		{"mqtt text", abi.Record{Protocol: abi.ProtocolMQTT, Value: abi.String("open")},
-			map[string]any{"event_time": int64(0), "ingest_time": int64(0), "value_string": "open", "record_id": recordID}},
+			map[string]any{"event_time": int64(0), "ingest_time": int64(0), "value_string": "open", "quality": "Good", "record_id": recordID}},
 		{"mqtt bool", abi.Record{Protocol: abi.ProtocolMQTT, Value: abi.Bool(true)},
-			map[string]any{"event_time": int64(0), "ingest_time": int64(0), "value": 1.0, "record_id": recordID}},
+			map[string]any{"event_time": int64(0), "ingest_time": int64(0), "value": 1.0, "quality": "Good", "record_id": recordID}},
 		{"modbus", abi.Record{Source: "m", Address: "40001", Protocol: abi.ProtocolModbus, Value: abi.Float(12.34),
 			Attrs: attrs("slave_id", abi.Int(3), "register_type", abi.String("holding"), "raw_value", abi.Float(1234), "scale_factor", abi.Int(10))},
 			map[string]any{"event_time": int64(0), "ingest_time": int64(0), "source_name": "m", "slave_id": int32(3), "register_address": int32(40001),
-				"register_type": "holding", "raw_value": 1234.0, "scaled_value": int32(123), "scale_factor": int32(10), "record_id": recordID}},
+				"register_type": "holding", "raw_value": 1234.0, "scaled_value": int32(123), "scale_factor": int32(10), "quality": "Good", "record_id": recordID}},
 		{"modbus clamped", abi.Record{Address: "x", Protocol: abi.ProtocolModbus, Value: abi.Float(-1e12), Attrs: attrs("register_address", abi.Int(7))},
 			map[string]any{"event_time": int64(0), "ingest_time": int64(0), "register_address": int32(7), "raw_value": -1e12,
-				"scaled_value": int32(math.MinInt32), "scale_factor": int32(1), "record_id": recordID}},
+				"scaled_value": int32(math.MinInt32), "scale_factor": int32(1), "quality": "Good", "record_id": recordID}},
 		{"modbus own scaled value", abi.Record{Protocol: abi.ProtocolModbus, Value: abi.Float(1), Attrs: attrs("scaled_value", abi.Int(99))},
-			map[string]any{"event_time": int64(0), "ingest_time": int64(0), "raw_value": 1.0, "scaled_value": int32(99), "scale_factor": int32(1), "record_id": recordID}},
-		{"modbus bad", abi.Record{Protocol: abi.ProtocolModbus, Status: 0x80000000},
-			map[string]any{"event_time": int64(0), "ingest_time": int64(0), "record_id": recordID}},
+			map[string]any{"event_time": int64(0), "ingest_time": int64(0), "raw_value": 1.0, "scaled_value": int32(99), "scale_factor": int32(1), "quality": "Good", "record_id": recordID}},
+		{"modbus bad", abi.Record{Protocol: abi.ProtocolModbus, Status: 0x80000000, Attrs: attrs("quality", abi.String("Bad"), "reason", abi.String("no reply"))},
+			map[string]any{"event_time": int64(0), "ingest_time": int64(0), "reason": "no reply", "quality": "Bad", "record_id": recordID}},
 		{"opcua", abi.Record{Address: "ns=2;s=T", Protocol: abi.ProtocolOPCUA, Value: abi.Int(1<<53 + 1), Status: 0x80340000,
 			Attrs: attrs("endpoint", abi.String("opc.tcp://h"), "namespace", abi.Int(2), "status", abi.String("BadNodeIdUnknown"), "raw", abi.Bytes([]byte{1, 255}))},
 			map[string]any{"event_time": int64(0), "ingest_time": int64(0), "node_id": "ns=2;s=T", "endpoint": "opc.tcp://h", "namespace": int32(2),
 				"status_code": int64(0x80340000), "status": "BadNodeIdUnknown", "value": "9007199254740993", "value_num": float64(1 << 53), "value_type": "int64",
-				"raw": []byte{1, 255}, "record_id": recordID}},
+				"raw": []byte{1, 255}, "quality": "Bad", "record_id": recordID}},
 		{"opcua uncertain text", abi.Record{Protocol: abi.ProtocolOPCUA, Value: abi.String("é"), Status: 0x40000000, Attrs: attrs("value_type", abi.String("LocalizedText"))},
-			map[string]any{"event_time": int64(0), "ingest_time": int64(0), "status_code": int64(0x40000000), "status": "Uncertain", "value": "é", "value_type": "LocalizedText", "record_id": recordID}},
+			map[string]any{"event_time": int64(0), "ingest_time": int64(0), "status_code": int64(0x40000000), "status": "Uncertain", "value": "é", "value_type": "LocalizedText", "quality": "Uncertain", "record_id": recordID}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			s := bronzeOf(t, tt.rec.Protocol)

@@ -179,7 +179,8 @@ func BronzeTable(p abi.Protocol) (table string, ok bool) {
 
 // BronzeSchema is the columns of the document's table for protocol p, under the
 // name table. The field numbers are those of the document and of its successor,
-// which uses the numbers that the document leaves free; record_id is ours.
+// which uses the numbers that the document leaves free; those from 100 on are
+// ours.
 func BronzeSchema(table string, p abi.Protocol) (Schema, bool) {
 	text, ok := bronze[p]
 	if !ok {
@@ -204,12 +205,12 @@ func BronzeSchema(table string, p abi.Protocol) (Schema, bool) {
 var bronze = map[abi.Protocol]string{
 	abi.ProtocolMQTT: `event_time:BIGINT:1 ingest_time:BIGINT:2 source_name:STRING:3 topic:STRING:4 industry:STRING:5
 		sensor_name:STRING:6 value:DOUBLE:7 value_string:STRING:8 unit:STRING:9 sensor_type:STRING:10 timestamp_ms:BIGINT:11
-		qos:INT:12 retain:BOOLEAN:13 plc_name:STRING:14 plc_vendor:STRING:15 plc_model:STRING:16 record_id:STRING:100`,
+		qos:INT:12 retain:BOOLEAN:13 plc_name:STRING:14 plc_vendor:STRING:15 plc_model:STRING:16 record_id:STRING:100 quality:STRING:101 reason:STRING:102`,
 	abi.ProtocolModbus: `event_time:BIGINT:1 ingest_time:BIGINT:2 source_name:STRING:3 slave_id:INT:4 register_address:INT:5
 		register_type:STRING:6 industry:STRING:7 sensor_name:STRING:8 sensor_path:STRING:9 sensor_type:STRING:10 unit:STRING:11
 		raw_value:DOUBLE:12 scaled_value:INT:13 scale_factor:INT:14 plc_name:STRING:15 plc_vendor:STRING:16 plc_model:STRING:17
-		record_id:STRING:100`,
+		record_id:STRING:100 quality:STRING:101 reason:STRING:102`,
 	abi.ProtocolOPCUA: `event_time:BIGINT:1 ingest_time:BIGINT:2 source_name:STRING:3 endpoint:STRING:4 namespace:INT:5
 		node_id:STRING:6 browse_path:STRING:7 status_code:BIGINT:8 status:STRING:9 value_type:STRING:10 value:STRING:11
-		value_num:DOUBLE:12 raw:BINARY:13 plc_name:STRING:14 plc_vendor:STRING:15 plc_model:STRING:16 record_id:STRING:100`,
+		value_num:DOUBLE:12 raw:BINARY:13 plc_name:STRING:14 plc_vendor:STRING:15 plc_model:STRING:16 record_id:STRING:100 quality:STRING:101 reason:STRING:102`,
 }

@@ -205,7 +205,7 @@ func TestDeliver(t *testing.T) {
 	want := map[string]any{
 		"event_time": json.Number("1700000000000003"), "ingest_time": json.Number("1700000000000103"), "source_name": "plant", "topic": "line/3",
 		"value": json.Number("0.75"), "qos": json.Number("1"), "retain": false,
-		"record_id": "ed9e0000000000000000000000000000-0000000000000000-00000003",
+		"quality": "Good", "record_id": "ed9e0000000000000000000000000000-0000000000000000-00000003",
 	}
 	if diff := cmp.Diff(want, rows[2]); diff != "" {
 		t.Error(diff)

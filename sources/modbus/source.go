@@ -97,6 +97,9 @@ func New(name, endpoint string, tags map[string]string, cfg Config, deps Deps) (
 	for i := range points {
 		s.attrs = append(s.attrs, fixedAttrs(&points[i], tags))
 	}
+	for _, name := range metrics {
+		deps.Status.Add(name, 0)
+	}
 	return s, nil
 }
 
@@ -278,6 +281,13 @@ func (s *Source) lost(ctx context.Context, emit sources.Emit, m *member, down er
 	return s.send(ctx, emit, recs)
 }
 
+// reasonNotStored is for records that the pipeline gave back: their points are
+// read again.
+const reasonNotStored = "not_stored"
+
+// Reasons are those under which a source counts failures.
+var Reasons = []string{reasonNotStored}
+
 // send emits recs in batches. When a batch cannot be emitted, or is not stored
 // later, every point is reported anew by the next poll: what it holds then is
 // worth more than what it held.
@@ -287,7 +297,7 @@ func (s *Source) send(ctx context.Context, emit sources.Emit, recs []abi.Record)
 		batch := sources.Batch{Time: sources.Micros(time.Now()), Records: recs[:n:n]}
 		err := emit(ctx, batch, func(err error) {
 			if err != nil && !errors.Is(err, sources.ErrDropped) {
-				s.deps.Status.Fail("not_stored", n)
+				s.deps.Status.Fail(reasonNotStored, n)
 				s.forget.Store(true)
 			}
 		})

@@ -23,8 +23,8 @@ type Config struct {
 	ReceiveMaximum        int               `yaml:"receive_maximum"`         // messages that a broker of MQTT 5 may send without our acknowledgement; default 1000
 	KeepAliveSeconds      int               `yaml:"keep_alive_seconds"`      // default 30
 	ConnectTimeoutSeconds int               `yaml:"connect_timeout_seconds"` // default 10
-	MaxClockSkewSeconds   float64           `yaml:"max_clock_skew_seconds"`  // 0 (default): off. A payload's time further from ours is kept, and marked clock_skew_ms
-	StaleAfterSeconds     float64           `yaml:"stale_after_seconds"`     // 0: a silent topic is not reported
+	MaxClockSkewSeconds   float64           `yaml:"max_clock_skew_seconds"`  // the source's own key of this name; either place will do
+	StaleAfterSeconds     float64           `yaml:"stale_after_seconds"`     // likewise. Here: a topic from which nothing ever came is told; 0: not
 	TLS                   sources.TLSConfig `yaml:"tls"`
 	Username              string            `yaml:"username"`
 	Password              string            `yaml:"password"`

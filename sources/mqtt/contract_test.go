@@ -22,12 +22,15 @@ func newTestSource(t *testing.T, endpoint string, cfg Config) (*Source, *sources
 	return s, status
 }
 
+// spoilt is the payload that is no number.
+const spoilt = "no number"
+
 func contractHarness(version string, qos byte, kickAt int) sourcetest.Harness {
-	return sourcetest.Harness{New: func(t *testing.T) sourcetest.Rig {
+	return sourcetest.Harness{Spoils: true, New: func(t *testing.T) sourcetest.Rig {
 		p := newPeer(t)
 		p.kickAt, p.v5 = kickAt, version == version5
 		p.start()
-		s, status := newTestSource(t, p.url(), Config{ProtocolVersion: version, Topics: []TopicConfig{{Topic: "n/+", QoS: int(qos)}}})
+		s, status := newTestSource(t, p.url(), Config{ProtocolVersion: version, Topics: []TopicConfig{{Topic: "n/+", QoS: int(qos), Payload: PayloadConfig{Format: "number"}}}})
 		rig := sourcetest.Rig{
 			Source: s,
 			Status: status,
@@ -36,12 +39,21 @@ func contractHarness(version string, qos byte, kickAt int) sourcetest.Harness {
 					p.publish(fmt.Sprintf("n/%d", n%3), strconv.Itoa(n), qos)
 				}
 			},
+			Spoil: func() {
+				for n := range 3 {
+					p.publish(fmt.Sprintf("n/%d", n), spoilt, qos)
+				}
+			},
+			Tags:   map[string]string{"industry": "mining"},
 			Number: func(r abi.Record) (int, bool) { return int(r.Value.AsInt()), r.Value.Kind() == abi.KindInt },
 		}
 		if qos > 0 {
 			rig.Acked = func() []int {
 				var out []int
 				for _, payload := range p.ackedPayloads() {
+					if payload == spoilt {
+						continue
+					}
 					n, err := strconv.Atoi(payload)
 					if err != nil {
 						t.Errorf("acknowledged payload %q", payload)

@@ -26,21 +26,16 @@ const (
 // records do not have it.
 const attrDup = "dup"
 
-// attrClockSkew is by how many milliseconds the payload's time is ahead of ours,
-// when that is more than max_clock_skew_seconds.
-const attrClockSkew = "clock_skew_ms"
-
 // mapper turns messages into records. It belongs to one goroutine, but for
 // lastSeen.
 type mapper struct {
-	source  string
-	tags    map[string]string
-	rules   []*rule
-	cache   map[string]*topicInfo
-	maxSkew int64 // microseconds; 0: clocks are not compared
-	status  *sources.Status
-	log     *slog.Logger
-	now     func() time.Time
+	source string
+	tags   map[string]string
+	rules  []*rule
+	cache  map[string]*topicInfo
+	status *sources.Status
+	log    *slog.Logger
+	now    func() time.Time
 
 	host     *sparkplug.Host // nil until the first Sparkplug message
 	hostConn uint64          // connection of the last one
@@ -72,7 +67,7 @@ type topicInfo struct {
 }
 
 func newMapper(tags map[string]string, s *Source, tables string) (*mapper, error) {
-	m := &mapper{source: s.name, tags: tags, cache: map[string]*topicInfo{}, maxSkew: int64(s.cfg.MaxClockSkewSeconds * 1e6),
+	m := &mapper{source: s.name, tags: tags, cache: map[string]*topicInfo{},
 		status: s.status, log: s.log, now: func() time.Time { return s.now() }, tables: tables, ask: s.ask}
 	cfg := s.cfg
 	for i, t := range cfg.Topics {
@@ -144,8 +139,8 @@ func (m *mapper) records(msg *message) (recs []abi.Record, ok bool) {
 		r.lastSeen.Store(msg.arrived)
 	}
 	if msg.tooLarge > 0 {
-		r := m.record(msg, info, 4)
-		bad(&r, sources.StatusBadTooLarge, fmt.Sprintf("payload too large (%d bytes)", msg.tooLarge))
+		r := m.record(msg, info, 5)
+		sources.NotGood(&r, sources.StatusBadTooLarge, "", fmt.Sprintf("payload too large (%d bytes)", msg.tooLarge))
 		return []abi.Record{r}, false
 	}
 	if info.sparkplug {
@@ -155,8 +150,8 @@ func (m *mapper) records(msg *message) (recs []abi.Record, ok bool) {
 	}
 	samples, err := info.decoder.decode(msg.payload)
 	if err != nil {
-		r := m.record(msg, info, 5)
-		bad(&r, sources.StatusBadDecoding, err.Error())
+		r := m.record(msg, info, 6)
+		sources.NotGood(&r, sources.StatusBadDecoding, "", err.Error())
 		r.Attrs = append(r.Attrs, abi.Attr{Key: abi.AttrRaw, Value: abi.Bytes(msg.payload)})
 		return []abi.Record{r}, false
 	}
@@ -164,7 +159,7 @@ func (m *mapper) records(msg *message) (recs []abi.Record, ok bool) {
 	for i, s := range samples {
 		recs[i] = m.record(msg, info, 6)
 		s.fill(&recs[i], info)
-		m.stamp(&recs[i], s.time, true)
+		stamp(&recs[i], s.time)
 	}
 	return recs, true
 }
@@ -203,23 +198,11 @@ func (s sample) fill(r *abi.Record, info *topicInfo) {
 }
 
 // stamp sets the time that the payload gives, in microseconds since the Unix
-// epoch; 0 leaves that of arrival. When the two are further apart than clocks
-// may be and live is set, the record says so.
-func (m *mapper) stamp(r *abi.Record, at int64, live bool) {
+// epoch; 0 leaves that of arrival.
+func stamp(r *abi.Record, at int64) {
 	if at == 0 {
 		return
 	}
 	r.EventTime = at
 	r.Attrs = append(r.Attrs, abi.Attr{Key: abi.AttrTimestampMS, Value: abi.Int(at / 1000)})
-	if skew := at - r.IngestTime; live && m.maxSkew > 0 && max(skew, -skew) > m.maxSkew {
-		r.Attrs = sources.SetAttr(r.Attrs, attrClockSkew, abi.Int(skew/1000))
-		m.status.Add(metricSkewed, 1)
-	}
-}
-
-func bad(r *abi.Record, status uint32, reason string) {
-	r.Status = status
-	r.Attrs = append(r.Attrs,
-		abi.Attr{Key: abi.AttrQuality, Value: abi.String("Bad")},
-		abi.Attr{Key: abi.AttrReason, Value: abi.String(reason)})
 }

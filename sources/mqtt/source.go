@@ -35,12 +35,17 @@ const (
 	metricDropped      = "mqtt_dropped_total"
 	metricDecodeErrors = "mqtt_decode_errors_total"
 	metricRebirths     = "mqtt_sparkplug_rebirths_total" // rebirths that were asked for
-	metricSkewed       = "mqtt_clock_skew_total"         // records whose time is too far from ours
 
 	reasonBufferFull = "buffer_full"
 	reasonTooLarge   = "too_large"
 	reasonDecode     = "decode_error"
 	reasonShutdown   = "shutdown"
+)
+
+// Metrics and Reasons are what a source counts from 0 on.
+var (
+	Metrics = []string{metricMessages, metricRedelivered, metricUnacked, metricDropped, metricDecodeErrors, metricRebirths}
+	Reasons = []string{reasonBufferFull, reasonTooLarge, reasonDecode, reasonShutdown}
 )
 
 // settleTime is how long an ending source waits for the pipeline to settle

@@ -193,8 +193,8 @@ func TestUnreadablePayloadsBecomeBadRecords(t *testing.T) {
 		t.Fatalf("%d records, want 3", len(recs))
 	}
 	for i, want := range []map[string]abi.Value{
-		{"reason": abi.String("payload is not a number: invalid syntax"), "raw": abi.Bytes([]byte("warm")), "quality": abi.String("Bad")},
-		{"reason": abi.String("payload too large (5000 bytes)"), "quality": abi.String("Bad")},
+		{"reason": abi.String("payload is not a number: invalid syntax"), "raw": abi.Bytes([]byte("warm")), "quality": abi.String("Bad"), "status": abi.String("BadDecodingError")},
+		{"reason": abi.String("payload too large (5000 bytes)"), "quality": abi.String("Bad"), "status": abi.String("BadEncodingLimitsExceeded")},
 	} {
 		want["industry"], want["sensor_name"], want["qos"], want["retain"] = abi.String("mining"), abi.String("n"), abi.Int(1), abi.Bool(false)
 		checkAttrs(t, recs[i], want)

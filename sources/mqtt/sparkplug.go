@@ -21,9 +21,6 @@ const (
 	attrType   = "sparkplug_type"
 )
 
-// statusUncertain is OPC UA's Uncertain.
-const statusUncertain uint32 = 0x40000000
-
 // sparkplugRecords are the records of msg: none for commands, states of hosts
 // and deaths of what was not known. It is called once for each message, in
 // order, since each changes what the next one means.
@@ -54,14 +51,14 @@ func (m *mapper) sparkplugRecords(msg *message, info *topicInfo) (recs []abi.Rec
 	default:
 		return recs, true
 	}
-	r := m.record(msg, info, 5)
-	bad(&r, sources.StatusBadDecoding, reason)
+	r := m.record(msg, info, 6)
+	sources.NotGood(&r, sources.StatusBadDecoding, "", reason)
 	r.Attrs = append(r.Attrs, abi.Attr{Key: abi.AttrRaw, Value: abi.Bytes(msg.payload)})
 	return append(recs, r), false
 }
 
 func (m *mapper) sparkplugRecord(msg *message, info *topicInfo, s sparkplug.Sample) abi.Record {
-	r := m.record(msg, info, 11)
+	r := m.record(msg, info, 12)
 	r.Address, r.Value = s.Address(), s.Value
 	r.Attrs[info.sensor].Value = abi.String(s.Metric)
 	set := func(key string, v abi.Value) { r.Attrs = sources.SetAttr(r.Attrs, key, v) }
@@ -80,18 +77,16 @@ func (m *mapper) sparkplugRecord(msg *message, info *topicInfo, s sparkplug.Samp
 	if s.Stale {
 		set(abi.AttrStale, abi.Bool(true))
 	}
-	m.stamp(&r, s.Time, !s.Historical)
+	stamp(&r, s.Time)
 	switch {
 	case s.Quality == sparkplug.Uncertain:
-		r.Status = statusUncertain
-		set(abi.AttrQuality, abi.String("Uncertain"))
-		set(abi.AttrReason, abi.String(s.Reason))
+		sources.NotGood(&r, sources.StatusUncertain, "", s.Reason)
 	case s.Stale:
-		bad(&r, sources.StatusBadCommunication, s.Reason)
+		sources.NotGood(&r, sources.StatusBadNoCommunication, "", s.Reason)
 	case s.Quality == sparkplug.Bad && s.Null:
-		bad(&r, sources.StatusBad, s.Reason)
+		sources.NotGood(&r, sources.StatusBad, "", s.Reason)
 	case s.Quality == sparkplug.Bad:
-		bad(&r, sources.StatusBadDecoding, s.Reason)
+		sources.NotGood(&r, sources.StatusBadDecoding, "", s.Reason)
 	}
 	return r
 }

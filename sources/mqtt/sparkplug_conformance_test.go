@@ -198,7 +198,7 @@ func TestSmokeSparkplugRebirth(t *testing.T) {
 
 	// Two messages are lost: the name is doubted, the node is born again.
 	e.publish("spBv1.0/g/NDATA/n", data(5, 102))
-	expect("g/n/speed", 102, statusUncertain)
+	expect("g/n/speed", 102, sources.StatusUncertain)
 	rebirth()
 	expect("g/n/speed", 100, 0)
 	e.publish("spBv1.0/g/NDATA/n", data(2, 103))
@@ -210,7 +210,7 @@ func TestSmokeSparkplugRebirth(t *testing.T) {
 	stop = run(t, s, k.emit)
 	awaitState(t, st, sources.Connected)
 	e.publish("spBv1.0/g/NDATA/n", data(3, 104))
-	expect("g/n/speed", 104, statusUncertain)
+	expect("g/n/speed", 104, sources.StatusUncertain)
 	rebirth()
 	expect("g/n/speed", 100, 0)
 
@@ -231,6 +231,6 @@ func TestSmokeSparkplugRebirth(t *testing.T) {
 	// The death, with the device's.
 	e.publish("spBv1.0/g/NDEATH/n", `{"metrics": [{"name": "bdSeq", "type": "UInt64", "value": 7}]}`)
 	eventually(t, "the death of everything", func() bool {
-		return last(&k, "g/n/speed").Status == sources.StatusBadCommunication && last(&k, "g/n/d/temp").Status == sources.StatusBadCommunication
+		return last(&k, "g/n/speed").Status == sources.StatusBadNoCommunication && last(&k, "g/n/d/temp").Status == sources.StatusBadNoCommunication
 	})
 }

@@ -71,7 +71,7 @@ func TestSparkplugRecords(t *testing.T) {
 				got = append(got, fmt.Sprintf("%s %d %#x", r.Address, r.Value.AsInt(), r.Status))
 			}
 			want := []string{"g/n/a/b -1 0x0", "g/n/d/c 6 0x0", "g/n/d/c 7 0x0", "g/n/a/b 5 0x40000000", "spBv1.0/g/NDATA/n 0 0x80070000",
-				"g/n/a/b 0 0x80050000", "g/n/d/c 0 0x80050000"}
+				"g/n/a/b 0 0x80310000", "g/n/d/c 0 0x80310000"}
 			if !slices.Equal(got, want) {
 				t.Fatalf("%q\nwant %q", got, want)
 			}
@@ -174,32 +174,8 @@ func TestAliasesSurviveRestart(t *testing.T) {
 		stop()
 	}
 	r := k.records()[1]
-	if r.Address != "g/n/a" || r.Value != abi.Int(2) || r.Status != statusUncertain {
+	if r.Address != "g/n/a" || r.Value != abi.Int(2) || r.Status != sources.StatusUncertain {
 		t.Errorf("%+v", r)
-	}
-}
-
-func TestClockSkewIsMarked(t *testing.T) {
-	p := newPeer(t).start()
-	cfg := oneTopic("a", 0)
-	cfg.MaxClockSkewSeconds = 60
-	s, st := newTestSource(t, p.url(), cfg)
-	var k sink
-	run(t, s, k.emit)
-	awaitState(t, st, sources.Connected)
-	now := s.now().UnixMilli()
-	for _, ahead := range []int64{0, 3_600_000, -3_600_000} {
-		p.publish("a", fmt.Sprintf(`{"value":1,"ts":%d}`, now+ahead), 0)
-	}
-	eventually(t, "three records", func() bool { return len(k.records()) == 3 })
-	for i, r := range k.records() {
-		v, marked := r.Attr(attrClockSkew)
-		if marked != (i > 0) || (i == 1) != (v.AsInt() > 0) || r.EventTime == r.IngestTime {
-			t.Errorf("record %d: skew %d (%v)", i, v.AsInt(), marked)
-		}
-	}
-	if n := st.Snapshot().Counters[metricSkewed]; n != 2 {
-		t.Errorf("%v counted, want 2", n)
 	}
 }
 

@@ -246,6 +246,7 @@ func (e *engine) answered(ctx context.Context, p published) error {
 		return nil
 	}
 	sub.lastAt, sub.available = now, p.res.AvailableSequenceNumbers
+	sub.level = sub.level || !p.res.MoreNotifications
 	if len(m.NotificationData) == 0 {
 		// A keep-alive carries the number that comes next (Part 4, 5.13.1.1).
 		if after(m.SequenceNumber, sub.upTo) {
@@ -320,7 +321,7 @@ func (e *engine) publishFault(ctx context.Context, p published) error {
 	// Anything else is one answer that could not be read; its notification is
 	// missed and asked for again.
 	e.src.log.Warn("publish failed", "err", p.err)
-	e.src.status.Fail("decode_error", 0)
+	e.src.status.Fail(reasonDecode, 0)
 	if e.faults++; e.faults > 10 {
 		return fmt.Errorf("publish keeps failing: %w", p.err)
 	}

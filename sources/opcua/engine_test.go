@@ -24,7 +24,7 @@ func nodes(ids ...string) Config {
 }
 
 func TestContract(t *testing.T) {
-	sourcetest.Run(t, sourcetest.Harness{New: func(t *testing.T) sourcetest.Rig {
+	sourcetest.Run(t, sourcetest.Harness{Spoils: true, New: func(t *testing.T) sourcetest.Rig {
 		f := newFakeServer()
 		f.values["ns=1;s=n"] = uint32(0)
 		cfg := nodes("ns=1;s=n")
@@ -35,6 +35,17 @@ func TestContract(t *testing.T) {
 				for n := first; n <= last; n++ {
 					f.set("ns=1;s=n", uint32(n))
 				}
+			},
+			Spoil: func() {
+				f.mu.Lock()
+				defer f.mu.Unlock()
+				delete(f.values, "ns=1;s=n")
+				for _, s := range f.subs {
+					for h := range s.items {
+						s.queue = append(s.queue, &ua.MonitoredItemNotification{ClientHandle: h, Value: f.value("ns=1;s=n")})
+					}
+				}
+				f.changed()
 			},
 			Number: func(r abi.Record) (int, bool) { n := int(r.Value.AsUint()); return n, n > 0 },
 			Acked:  f.ackedNumbers,
@@ -434,6 +445,75 @@ func TestHeartbeatAndSkipFirst(t *testing.T) {
 	})
 }
 
+// TestNoHeartbeatOfWhatIsBad: an item that the server refuses is bad, whatever its
+// last value was.
+func TestNoHeartbeatOfWhatIsBad(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeServer()
+		f.values["ns=1;s=beat"] = uint32(1)
+		cfg := nodes("ns=1;s=beat")
+		cfg.Nodes[0].HeartbeatSeconds = new(3)
+		src, _ := fakeSource(t, f, cfg, nil)
+		p := &pipe{}
+		_ = play(t, src, p.emit, func() {
+			time.Sleep(10 * time.Second)
+			f.mu.Lock()
+			f.refuse["ns=1;s=beat"] = ua.StatusBadNodeIDUnknown
+			clear(f.subs)
+			f.mu.Unlock()
+			f.cut()
+			synctest.Wait()
+		})
+		_ = play(t, src, p.emit, func() { time.Sleep(50 * time.Second) })
+		recs := p.all()
+		if last := recs[len(recs)-1]; len(recs) < 4 || last.Status != uint32(ua.StatusBadNodeIDUnknown) {
+			t.Errorf("%d records, the last %+v, want heartbeats and then one bad record", len(recs), last)
+		}
+	})
+}
+
+// TestNoHeartbeatBeforeNewerValues: what changed during an outage comes before the
+// next heartbeat.
+func TestNoHeartbeatBeforeNewerValues(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeServer()
+		f.values["ns=1;s=beat"] = uint32(1)
+		cfg := nodes("ns=1;s=beat")
+		cfg.PublishingIntervalMS = 5000
+		cfg.Nodes[0].HeartbeatSeconds = new(2)
+		src, _ := fakeSource(t, f, cfg, nil)
+		p := &pipe{}
+		at := 0
+		_ = play(t, src, p.emit, func() {
+			time.Sleep(20500 * time.Millisecond)
+			at = len(p.all())
+			f.cut()
+			f.mu.Lock()
+			f.mute = true // its answer takes a while
+			f.mu.Unlock()
+			f.set("ns=1;s=beat", uint32(2))
+			synctest.Wait()
+		})
+		_ = play(t, src, p.emit, func() {
+			time.Sleep(6 * time.Second)
+			f.mu.Lock()
+			f.mute = false
+			f.changed()
+			f.mu.Unlock()
+			time.Sleep(30 * time.Second)
+		})
+		recs := p.all()
+		if at < 5 || len(recs) < at+5 {
+			t.Fatalf("%d records before the outage and %d in all", at, len(recs))
+		}
+		for _, r := range recs[at:] {
+			if r.Value.AsUint() != 2 {
+				t.Errorf("%+v came after the outage, in which the value became 2", r)
+			}
+		}
+	})
+}
+
 func TestTooLargeNotificationsShrink(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeServer()
@@ -450,31 +530,6 @@ func TestTooLargeNotificationsShrink(t *testing.T) {
 		if n := len(p.all()); n != 20 {
 			t.Errorf("%d records, want 20: %+v, %d modified", n, status.Snapshot(), f.count("ModifySubscription"))
 		}
-	})
-}
-
-func TestStaleAfter(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := newFakeServer()
-		f.values["ns=1;s=n"] = uint32(0)
-		src, status := fakeSource(t, f, nodes("ns=1;s=n"), nil)
-		src.deps.StaleAfter = time.Minute
-		p := &pipe{}
-		_ = play(t, src, p.emit, func() {
-			time.Sleep(30 * time.Second)
-			if s := status.Snapshot(); s.State != sources.Connected {
-				t.Errorf("after 30 s: %s %q", s.State, s.Detail)
-			}
-			time.Sleep(40 * time.Second)
-			if s := status.Snapshot(); s.State != sources.Stalled {
-				t.Errorf("after 70 s without a value: %s %q", s.State, s.Detail)
-			}
-			f.set("ns=1;s=n", uint32(1))
-			time.Sleep(3 * time.Second)
-			if s := status.Snapshot(); s.State != sources.Connected {
-				t.Errorf("after a value: %s %q", s.State, s.Detail)
-			}
-		})
 	})
 }
 

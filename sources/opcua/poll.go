@@ -78,7 +78,7 @@ func (e *engine) take(f fetched) error {
 			return fmt.Errorf("connection lost: %w", f.err)
 		}
 		e.src.log.Warn("read values", "err", f.err)
-		e.src.status.Fail("read_error", len(f.items))
+		e.src.status.Fail(reasonRead, len(f.items))
 		for _, it := range f.items {
 			if !f.history {
 				it.lastCode = uint32(ua.StatusBad)

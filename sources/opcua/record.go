@@ -75,6 +75,9 @@ func (it *item) describe(endpoint, name, unit string, tags ...map[string]string)
 	if unit != "" {
 		set(abi.AttrUnit, abi.String(unit))
 	}
+	if it.event != nil {
+		set(abi.AttrEvent, abi.Bool(true))
+	}
 	it.attrs = slices.Clip(it.attrs)
 	it.good = slices.Clip(append(it.attrs, abi.Attr{Key: abi.AttrQuality, Value: abi.String("Good")},
 		abi.Attr{Key: abi.AttrStatus, Value: abi.String("Good")}))

@@ -144,7 +144,7 @@ func (e *engine) transfer(ctx context.Context) error {
 	for i, s := range subs {
 		ids[i] = s.id
 	}
-	results, err := e.transferIDs(ctx, ids)
+	results, err := e.transferIDs(ctx, ids, false)
 	if err != nil {
 		return err
 	}
@@ -163,10 +163,10 @@ func (e *engine) transfer(ctx context.Context) error {
 	return nil
 }
 
-// transferIDs asks for the transfer of ids. A server without the service has
-// refused each of them.
-func (e *engine) transferIDs(ctx context.Context, ids []uint32) ([]*ua.TransferResult, error) {
-	res, err := do[*ua.TransferSubscriptionsResponse](ctx, e.s, &ua.TransferSubscriptionsRequest{SubscriptionIDs: ids})
+// transferIDs asks for the transfer of ids, and with initial for the value that
+// each item has now. A server without the service has refused each of them.
+func (e *engine) transferIDs(ctx context.Context, ids []uint32, initial bool) ([]*ua.TransferResult, error) {
+	res, err := do[*ua.TransferSubscriptionsResponse](ctx, e.s, &ua.TransferSubscriptionsRequest{SubscriptionIDs: ids, SendInitialValues: initial})
 	if err != nil && dead(err) {
 		return nil, fmt.Errorf("transfer subscriptions: %w", err)
 	}
@@ -188,7 +188,9 @@ func (e *engine) takeOver(ctx context.Context, p resumePoint) error {
 	for i, s := range p.Subs {
 		ids[i] = s.ID
 	}
-	results, err := e.transferIDs(ctx, ids)
+	// A heartbeat needs a value to repeat, and this process has none yet.
+	beats := slices.ContainsFunc(e.src.plan.items, func(it *item) bool { return it.event == nil && *it.cfg.HeartbeatSeconds > 0 })
+	results, err := e.transferIDs(ctx, ids, beats)
 	if err != nil {
 		return err
 	}

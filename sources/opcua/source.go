@@ -25,6 +25,19 @@ const (
 	metricServerCertDays = "opcua_server_certificate_days"
 )
 
+// Metrics and Reasons are what a source counts from 0 on.
+var (
+	Metrics = []string{metricItems, metricItemsBad, metricRepublished, metricGaps, metricOverflow, metricResumes, metricBackfilled}
+	Reasons = []string{reasonDecode, reasonRead}
+)
+
+// The reasons under which this protocol counts failures: answers that could not
+// be decoded, and items whose poll failed.
+const (
+	reasonDecode = "decode_error"
+	reasonRead   = "read_error"
+)
+
 // protocol is the name in configuration and metrics.
 const protocol = "opcua"
 
@@ -38,9 +51,6 @@ type Deps struct {
 	Resume func() []byte
 	// Dir is the folder of certificates that the configuration does not name.
 	Dir string
-	// StaleAfter is how long all items may be silent before the source counts
-	// as stalled, 0 for ever.
-	StaleAfter time.Duration
 }
 
 // Source reads one OPC UA server. Make it with New.

@@ -36,6 +36,8 @@ type subscription struct {
 
 	lastAt time.Time // when the last response came
 	gone   bool      // the server no longer has it
+	since  time.Time // when it was taken up again on this connection; zero: made on it
+	level  bool      // since then the server has said that nothing waits
 	// moved says that we transferred it from another session. The server tells
 	// that session of it with a notification of the subscription (Part 4, 5.13.7);
 	// when nobody is there to read it, we are the ones who get it.
@@ -77,9 +79,16 @@ func (s *subscription) acks() []*ua.SubscriptionAcknowledgement {
 
 // reattached forgets what belonged to the last connection.
 func (s *subscription) reattached(now time.Time) {
-	s.ackedTo, s.available, s.lastAt = 0, nil, now
+	s.ackedTo, s.available, s.lastAt, s.level = 0, nil, now, false
+	s.since = now
 	clear(s.stash)
 	s.upTo, s.hole = s.next, time.Time{}
+}
+
+// behind reports whether values from before this connection may still wait on the
+// server. One that has some sends them with its next publishing intervals.
+func (s *subscription) behind(now time.Time) bool {
+	return !s.level && now.Sub(s.since) < 3*s.interval
 }
 
 // watchdog is how long the subscription may be silent before it counts as dead.

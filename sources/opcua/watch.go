@@ -110,11 +110,16 @@ func (e *engine) keepAlive(ctx context.Context, now time.Time) error {
 	return nil
 }
 
-// heartbeats repeats the last value of items that asked for it.
+// heartbeats repeats the last value of items that asked for it. The value of one
+// that the server refuses now is not repeated: it is known to be bad. Nor is any
+// value while newer ones may wait on the server since an outage.
 func (e *engine) heartbeats(now time.Time) {
 	var out []abi.Record
 	for _, it := range e.src.plan.items {
 		every := time.Duration(*it.cfg.HeartbeatSeconds) * time.Second
+		if it.failed || it.sub != nil && it.sub.behind(now) {
+			continue
+		}
 		if every == 0 || it.heartbeat.Source == "" || now.Sub(time.UnixMicro(it.heartbeat.IngestTime)) < every {
 			continue
 		}
@@ -388,7 +393,6 @@ func (e *engine) health(now time.Time) (sources.State, string) {
 	p := e.src.plan
 	var bad []string
 	working, values, waiting := 0, 0, 0
-	var last time.Time
 	for _, it := range p.items {
 		if it.modelChange {
 			continue
@@ -404,16 +408,13 @@ func (e *engine) health(now time.Time) (sources.State, string) {
 				waiting++
 			}
 		}
-		if it.lastAt.After(last) && it.delivered {
-			last = it.lastAt
-		}
 	}
 	for _, l := range p.lost {
 		bad = append(bad, l.text+" ("+l.why+")")
 	}
 	e.src.status.Gauge(metricItemsBad, float64(len(bad)))
 	total := p.read() + len(p.lost)
-	switch stale := e.src.deps.StaleAfter; {
+	switch {
 	case working == 0 && total == 0:
 		return sources.Stalled, "the configuration matches no variable on the server: check browse_path, include and exclude"
 	case working == 0:
@@ -424,8 +425,6 @@ func (e *engine) health(now time.Time) (sources.State, string) {
 		return sources.Stalled, fmt.Sprintf("subscribed to %d items, but not one value has come", values)
 	case now.Sub(e.blockedAt) < 2*tick:
 		return sources.Degraded, "the pipeline is full: values wait on the server, which keeps queue_size of each item"
-	case stale > 0 && !last.IsZero() && now.Sub(last) > stale:
-		return sources.Stalled, fmt.Sprintf("no value for %s (stale_after_seconds)", now.Sub(last).Round(time.Second))
 	case len(bad) > 0:
 		return sources.Degraded, fmt.Sprintf("%d of %d items cannot be read: %s; tried again every minute", len(bad), total, summary(bad))
 	case waiting > 0 && now.Sub(e.firstAt) > time.Minute:

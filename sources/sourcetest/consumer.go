@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/edgehost/edgehost/abi"
 	"github.com/edgehost/edgehost/sources"
 )
 
@@ -31,6 +32,7 @@ type consumer struct {
 	emits    map[int]int    // how often a number was emitted
 	accepted map[int]int    // how often a number was settled with nil
 	dropped  map[int]bool   // numbers that were settled with ErrDropped
+	spoilt   int            // records that are not good
 }
 
 type emitted struct {
@@ -53,12 +55,10 @@ func (c *consumer) emit(ctx context.Context, b sources.Batch, done func(error)) 
 	e := emitted{done: done}
 	c.mu.Lock()
 	for _, r := range b.Records {
+		c.look(r)
 		n, ok := c.rig.Number(r)
 		if !ok {
 			continue
-		}
-		if r.Source == "" || r.Address == "" || r.EventTime == 0 || r.IngestTime == 0 || r.Protocol == 0 {
-			c.t.Errorf("number %d came in a record without source, address, protocol or times: %+v", n, r)
 		}
 		if c.emits[n] == 0 && n < c.first[r.Address] {
 			c.t.Errorf("%s: number %d came for the first time after number %d", r.Address, n, c.first[r.Address])
@@ -74,6 +74,33 @@ func (c *consumer) emit(ctx context.Context, b sources.Batch, done func(error)) 
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+}
+
+// look holds a record to the rules that all protocols share.
+func (c *consumer) look(r abi.Record) {
+	if err := CheckRecord(r); err != nil {
+		c.t.Error(err)
+	}
+	for key, want := range c.rig.Tags {
+		if got, _ := r.Attr(key); got != abi.String(want) {
+			c.t.Errorf("tag %s is %v in %+v, want %s", key, got, r, want)
+		}
+	}
+	n, number := c.rig.Number(r)
+	if sources.Quality(r.Status) == sources.Good {
+		return
+	}
+	c.spoilt++
+	if number {
+		c.t.Errorf("number %d came in a record that is not good: %+v", n, r)
+	}
+}
+
+// notGood is how many records were not good.
+func (c *consumer) notGood() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.spoilt
 }
 
 // run settles batches until the queue is closed. Those that come after ctx has

@@ -41,6 +41,9 @@ func Run(t *testing.T, h Harness) {
 		c.checkNoRepeats(t)
 	})
 	t.Run("withholds", func(t *testing.T) { testWithholds(t, h) })
+	if h.Spoils {
+		t.Run("spoils", func(t *testing.T) { testSpoils(t, h) })
+	}
 	t.Run("ends idle", func(t *testing.T) { testEndsIdle(t, h) })
 	t.Run("ends blocked", func(t *testing.T) { testEndsBlocked(t, h) })
 }
@@ -163,6 +166,19 @@ func testWithholds(t *testing.T, h Harness) {
 	close(release)
 	h.eventually(t, "all numbers", func() bool { return c.settled(1, published) })
 	c.checkAllAcked(t, 1, published)
+}
+
+// testSpoils: what cannot be read is a record that is not good and holds nothing,
+// and the next number is good again.
+func testSpoils(t *testing.T, h Harness) {
+	c := start(t, h, 8, func(context.Context, int) error { return nil })
+	c.rig.Publish(1, 10)
+	h.eventually(t, "good numbers", func() bool { return c.settled(10, 10) })
+	c.rig.Spoil()
+	h.eventually(t, "a record that is not good", func() bool { return c.notGood() > 0 })
+	c.rig.Publish(11, 20)
+	h.eventually(t, "good numbers again", func() bool { return c.settled(20, 20) })
+	c.checkAllAcked(t, 20, 20)
 }
 
 // testEndsIdle ends a connected source that has nothing to do.

@@ -7,7 +7,7 @@
 //	                       ▲                            │ done(nil | err | ErrDropped)
 //	        Rig.Acked ─────┴──────────── ack <──────────┘
 //
-// Nothing is lost, nothing is acknowledged to the peer before done(nil) or
+// Every record keeps the rules of CheckRecord. Nothing is lost, nothing is acknowledged to the peer before done(nil) or
 // done(ErrDropped), order holds per address, Run returns when its context ends,
 // and no goroutine stays behind.
 package sourcetest
@@ -30,6 +30,8 @@ type Harness struct {
 	// "nothing lost" means that the last number arrives, and that no number
 	// arrives after a higher one.
 	Polled bool
+	// Spoils says that Rig.Spoil is there.
+	Spoils bool
 	// Patience is how long the suite waits for anything; 0: 30 seconds.
 	Patience time.Duration
 }
@@ -51,6 +53,11 @@ type Rig struct {
 	// Number returns the number that a record holds, and false for records that
 	// hold none (states, events).
 	Number func(r abi.Record) (n int, ok bool)
+	// Spoil makes the peer offer, at every address of Publish, something that
+	// cannot be read as a number.
+	Spoil func()
+	// Tags are the static tags of the source: every record carries them.
+	Tags map[string]string
 	// Acked returns the numbers whose acknowledgement the peer has received; nil
 	// when the protocol has no acknowledgements. Any goroutine may call it.
 	Acked func() []int

@@ -24,6 +24,10 @@ const (
 	reorders     = "emits out of order"
 	neverEnds    = "does not end with its context"
 	leaks        = "leaves a goroutine behind"
+	silent       = "says nothing of what it cannot read"
+	unexplained  = "gives no reason for a bad record"
+	pretends     = "passes what it cannot read for a number"
+	untagged     = "forgets the tags of its configuration"
 )
 
 const faultVariable = "SOURCETEST_FAULT"
@@ -39,6 +43,7 @@ func TestSuiteFindsFaults(t *testing.T) {
 	cases := map[string]string{ // fault: the part that must find it
 		losesRefused: "fails_once", acksEarly: "withholds", acksNever: "accepts", repeats: "drops",
 		reorders: "accepts", neverEnds: "ends_idle", leaks: "ends_idle",
+		silent: "spoils", unexplained: "spoils", pretends: "spoils", untagged: "accepts",
 	}
 	for fault, part := range cases {
 		t.Run(fault, func(t *testing.T) {
@@ -66,10 +71,11 @@ type model struct {
 }
 
 func modelHarness(fault string) Harness {
-	return Harness{Patience: 3 * time.Second, New: func(*testing.T) Rig {
+	return Harness{Patience: 3 * time.Second, Spoils: true, New: func(*testing.T) Rig {
 		m := &model{fault: fault, status: sources.NewStatus("model", "mqtt"), wakeUp: make(chan struct{}, 1)}
-		return Rig{Source: m, Status: m.status, Publish: m.publish,
-			Number: func(r abi.Record) (int, bool) { return int(r.Value.AsInt()), true },
+		return Rig{Source: m, Status: m.status, Publish: m.publish, Tags: map[string]string{"line": "1"},
+			Spoil:  func() { m.publish(spoilt, spoilt) },
+			Number: func(r abi.Record) (int, bool) { return int(r.Value.AsInt()), r.Value.AsInt() > 0 },
 			Acked: func() []int {
 				m.mu.Lock()
 				defer m.mu.Unlock()
@@ -127,8 +133,7 @@ func (m *model) Run(ctx context.Context, emit sources.Emit) error {
 		done := make(chan error, 1)
 		b := sources.Batch{Time: 1}
 		for _, n := range numbers {
-			b.Records = append(b.Records, abi.Record{EventTime: 1, IngestTime: 1, Source: "model", Address: "a",
-				Protocol: abi.ProtocolMQTT, Value: abi.Int(int64(n))})
+			b.Records = append(b.Records, m.record(n))
 		}
 		if m.fault == acksEarly {
 			m.ack(numbers)
@@ -143,6 +148,31 @@ func (m *model) Run(ctx context.Context, emit sources.Emit) error {
 			return ctx.Err()
 		}
 	}
+}
+
+// spoilt is published in place of a number, and cannot be read.
+const spoilt = 0
+
+func (m *model) record(n int) abi.Record {
+	r := abi.Record{EventTime: 1, IngestTime: 1, Source: "model", Address: "a", Protocol: abi.ProtocolMQTT, Value: abi.Int(int64(n))}
+	if m.fault != untagged {
+		r.Attrs = sources.TagAttrs(map[string]string{"line": "1"})
+	}
+	if n != spoilt {
+		return r
+	}
+	reason := "not a number"
+	r.Value = abi.Value{}
+	switch m.fault {
+	case silent:
+		return r
+	case unexplained:
+		reason = ""
+	case pretends:
+		r.Value = abi.Int(3)
+	}
+	sources.NotGood(&r, sources.StatusBadDecoding, "", reason)
+	return r
 }
 
 func (m *model) settle(numbers []int, err error) {
@@ -161,4 +191,32 @@ func (m *model) ack(numbers []int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.acked = append(m.acked, numbers...)
+}
+
+func TestCheckRecord(t *testing.T) {
+	good := abi.Record{EventTime: 1, IngestTime: 1, Source: "s", Address: "a", Protocol: abi.ProtocolMQTT, Value: abi.Int(1)}
+	for name, c := range map[string]struct {
+		change func(*abi.Record)
+		want   string // "": nothing is wrong
+	}{
+		"good":        {func(*abi.Record) {}, ""},
+		"good, named": {func(r *abi.Record) { r.Attrs = append(r.Attrs, abi.Attr{Key: "quality", Value: abi.String("Good")}) }, ""},
+		"no address":  {func(r *abi.Record) { r.Address = "" }, "address"},
+		"no time":     {func(r *abi.Record) { r.IngestTime = 0 }, "times"},
+		"bad":         {func(r *abi.Record) { sources.NotGood(r, sources.StatusBad, "", "because") }, ""},
+		"only a code": {func(r *abi.Record) { r.Status = sources.StatusUncertain }, "a record that is Uncertain has no attribute reason"},
+		"two words":   {func(r *abi.Record) { sources.NotGood(r, sources.StatusBad, "", "because"); r.Status = 0 }, `quality is "Bad", and the status code 0x00000000 says Good`},
+		"twice":       {func(r *abi.Record) { r.Attrs = make([]abi.Attr, 2); r.Attrs[0].Key, r.Attrs[1].Key = "k", "k" }, `attribute "k" is nameless or there twice`},
+		"stale": {func(r *abi.Record) {
+			sources.NotGood(r, sources.StatusBad, "", "stale")
+			r.Attrs = append(r.Attrs, abi.Attr{Key: "stale", Value: abi.Bool(true)})
+		}, "a stale record is Bad and holds a int64"},
+	} {
+		r := good
+		c.change(&r)
+		err := CheckRecord(r)
+		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v, want %q", name, err, c.want)
+		}
+	}
 }
