@@ -76,6 +76,9 @@ type Env struct {
 	KV             KV                // what kv_get reads; nil grants no state
 	Limits         Limits            // the zero value means DefaultLimits
 	Logger         *slog.Logger      // what the module logs; never nil
+	// Strict puts the instance back after every call, not only after a fault: no
+	// call sees anything of an earlier one but what KV gives.
+	Strict bool
 }
 
 // outputLimits are the limits in the terms of the abi.
