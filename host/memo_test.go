@@ -147,7 +147,7 @@ func TestFaultPolicies(t *testing.T) {
 // deleted values free their room, and a call that goes beyond it has no effect.
 func TestQuotaOfState(t *testing.T) {
 	r := newRig(t).start()
-	m := newMemo(r.host.state, "quota")
+	m := newMemo(r.host.state, "quota").recall()
 	write := func(key string, n int) (bool, error) {
 		return m.note("m", []sandbox.KVWrite{{Key: key, Value: make([]byte, n), Delete: n == 0}})
 	}
@@ -165,9 +165,9 @@ func TestQuotaOfState(t *testing.T) {
 	want("the first value again", true, "a", memoQuota/2)
 	m.keep()
 	r.must(r.host.state.Commit(m.accept(1)))
-	m.written(1)
+	m.memo.written(1)
 
-	m = newMemo(r.host.state, "quota") // after a restart
+	m = newMemo(r.host.state, "quota").recall() // after a restart
 	m.begin("s1", 2)
 	want("beyond it with what is on disk", false, "b", memoQuota/2)
 	m.reset()

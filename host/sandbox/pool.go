@@ -108,7 +108,7 @@ func (p *Pool) Get(ctx context.Context, kv KV) (*Instance, error) {
 // Put takes an instance of Get back. Nothing of its last Result's slices may be
 // used any more.
 func (p *Pool) Put(ctx context.Context, i *Instance) {
-	i.env.KV = nil
+	i.env.KV = p.env.KV
 	p.mu.Lock()
 	l := p.out[i]
 	delete(p.out, i)
