@@ -223,7 +223,7 @@ func TestOutOfOrderMemory(t *testing.T) {
 //
 //	go test ./host -run '^$' -bench Workers -benchtime 5x
 func BenchmarkWorkers(b *testing.B) {
-	const batches, size = 100, 100
+	const batches, size = 40, 100
 	var took [3]time.Duration
 	measure := func(workers int) {
 		r := newRig(b, "burn").wide(8, workers).apart()
