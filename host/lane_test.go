@@ -186,6 +186,29 @@ func TestStrict(t *testing.T) {
 	}
 }
 
+// TestNoInstanceIsNoRecordsFault: a module of which no more instances start holds
+// its pipeline; what it cannot transform is not dead-lettered.
+func TestNoInstanceIsNoRecordsFault(t *testing.T) {
+	r := newRig(t, "m")
+	config := map[string]string{}
+	r.cfg.Modules[0].Config = config
+	r.start()
+	r.push("m", "start")
+	r.must(r.feed.give(t, recs("a", 0, 1)...))
+	r.host.pipelines[0].chain.renew(t.Context()) // as a fault does
+	config["trap"] = "1"
+	r.must(r.feed.give(t, recs("a", 1, 1)...))
+	s := r.until("held", func(s control.Status) bool { return s.Ledger.Held == 1 })
+	if l := s.Ledger; l.DeadLettered != 0 || s.Pipelines[0].Modules[0].Faults != 1 || s.Pipelines[0].Modules[0].Instances != 0 {
+		t.Errorf("ledger %+v, module %+v", l, s.Pipelines[0].Modules[0])
+	}
+	delete(config, "trap")
+	r.push("m", "start")
+	if got := values(r.main.wait(t, 2)); !slices.Equal(got, numbers(0, 2)) {
+		t.Errorf("got %v", got)
+	}
+}
+
 // TestOutOfOrderMemory: batches of different sources are accepted in any order and
 // committed by their numbers.
 func TestOutOfOrderMemory(t *testing.T) {
@@ -217,44 +240,53 @@ func TestOutOfOrderMemory(t *testing.T) {
 	}
 }
 
-// BenchmarkWorkers sends eight sources through a module that works on each record
-// with one worker and with two, in turns. "ratio" is how much more two do; the
-// machine must be quiet and have two cores.
+// BenchmarkWorkers sends eight sources through two modules with one worker and with
+// two, in turns: modules that work on each record, and modules that hardly do.
+// "ratio" is how much more two workers do; the machine must be quiet and have two
+// cores.
 //
 //	go test ./host -run '^$' -bench Workers -benchtime 5x
 func BenchmarkWorkers(b *testing.B) {
-	const batches, size = 40, 100
-	var took [3]time.Duration
-	measure := func(workers int) {
-		r := newRig(b, "burn").wide(8, workers).apart()
-		r.retain = 0
-		r.start()
-		defer r.stop()
-		r.push("burn", "work")
-		var wg sync.WaitGroup
-		runtime.GC()
-		begin := time.Now()
-		for k, f := range r.feeds {
-			wg.Go(func() {
-				for i := range batches {
-					f.send(b, recsOf(r.cfg.Sources[k], "a", i*size, size)...)
-				}
-				for range batches {
-					r.must(f.settled(b))
-				}
-			})
-		}
-		wg.Wait()
-		took[workers] += time.Since(begin)
+	for name, files := range map[string][2]string{"heavy": {"work", "work"}, "light": {"stamp1", "add10"}} {
+		b.Run(name, func(b *testing.B) {
+			var took [3]time.Duration
+			for b.Loop() {
+				took[1] += throughput(b, 1, files)
+				took[2] += throughput(b, 2, files)
+			}
+			records := float64(b.N) * 8 * throughputBatches * throughputSize
+			b.ReportMetric(records/took[1].Seconds(), "records/s/1")
+			b.ReportMetric(records/took[2].Seconds(), "records/s/2")
+			b.ReportMetric(took[1].Seconds()/took[2].Seconds(), "ratio")
+		})
 	}
-	for b.Loop() {
-		measure(1)
-		measure(2)
+}
+
+const throughputBatches, throughputSize = 20, 100
+
+// throughput is how long a pipeline takes from the first emit to the last done.
+func throughput(b *testing.B, workers int, files [2]string) time.Duration {
+	r := newRig(b, "m", "n").wide(8, workers).apart()
+	r.retain = 0
+	r.start()
+	defer r.stop()
+	r.push("m", files[0])
+	r.push("n", files[1])
+	var wg sync.WaitGroup
+	runtime.GC()
+	begin := time.Now()
+	for k, f := range r.feeds {
+		wg.Go(func() {
+			for i := range throughputBatches {
+				f.send(b, recsOf(r.cfg.Sources[k], "a", i*throughputSize, throughputSize)...)
+			}
+			for range throughputBatches {
+				r.must(f.settled(b))
+			}
+		})
 	}
-	records := float64(b.N) * 8 * batches * size
-	b.ReportMetric(records/took[1].Seconds(), "records/s/1")
-	b.ReportMetric(records/took[2].Seconds(), "records/s/2")
-	b.ReportMetric(took[1].Seconds()/took[2].Seconds(), "ratio")
+	wg.Wait()
+	return time.Since(begin)
 }
 
 // BenchmarkOneSource is a pipeline of one source and a chain of two modules, from

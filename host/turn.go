@@ -134,7 +134,7 @@ func (t *turn) call(ctx context.Context, st *stage, p *passed, rows []row, in *a
 	i, err := rev.pool.Get(ctx, t.views[st.at])
 	if err != nil {
 		st.count(time.Since(begin), nil, err)
-		return nil, err
+		return nil, &startError{err}
 	}
 	defer rev.pool.Put(ctx, i)
 	res, err := f(i, ctx, in)
@@ -144,6 +144,12 @@ func (t *turn) call(ctx context.Context, st *stage, p *passed, rows []row, in *a
 	}
 	return t.collect(p, st, rows, res)
 }
+
+// startError is that of a module of which no more instances start: no record is to
+// blame for it.
+type startError struct{ error }
+
+func (e *startError) Unwrap() error { return e.error }
 
 // collect sorts the result of one call: side outputs and rejects go to p, the
 // default output is returned. The error is a fault when the module wants to

@@ -69,9 +69,10 @@ func (w *worker) transform(ctx context.Context, j *job) (passed, error) {
 	var poison []*sandbox.Fault // of records that stand alone
 	var part func(lo, hi int) error
 	part = func(lo, hi int) error {
-		start := time.Now()
+		began := time.Now()
 		out, err := w.turn.run(ctx, &abi.Batch{Seq: b.Seq, Time: b.Time, Records: b.Records[lo:hi]}, lo)
 		var fault *sandbox.Fault
+		var start *startError
 		switch {
 		case err == nil:
 			budget.good()
@@ -81,8 +82,8 @@ func (w *worker) transform(ctx context.Context, j *job) (passed, error) {
 			return fmt.Errorf("run modules: %w", err)
 		}
 		spentFaults++
-		budget.fault(time.Since(start))
-		if budget.spent() || spentFaults > budgetFaults || (spentFaults > 1 && time.Since(begin) > budgetTime) {
+		budget.fault(time.Since(began))
+		if errors.As(err, &start) || budget.spent() || spentFaults > budgetFaults || (spentFaults > 1 && time.Since(begin) > budgetTime) {
 			if !w.p.chain.open(fault) {
 				return fault
 			}
