@@ -76,7 +76,7 @@ func (p *pipeline) dispatch(ctx context.Context) {
 // sources take turns.
 func (p *pipeline) pick(now time.Time) *job {
 	for i := range p.lanes {
-		at := (p.turn + i) % len(p.lanes)
+		at := (p.nextLane + i) % len(p.lanes)
 		l := p.lanes[at]
 		if l.busy {
 			continue
@@ -93,7 +93,7 @@ func (p *pipeline) pick(now time.Time) *job {
 		default:
 			continue
 		}
-		p.turn = at + 1
+		p.nextLane = at + 1
 		l.busy, l.ticked = true, j.clock != nil
 		p.order = append(p.order, j)
 		return j
@@ -163,7 +163,7 @@ func (p *pipeline) settleTick(ctx context.Context, j *job) {
 	j.effect = nil
 	p.log.Warn("tick failed", "source", j.source, "error", j.err)
 	var fault *sandbox.Fault
-	if p.budget.spent() && !(errors.As(j.err, &fault) && p.chain.open(fault)) {
+	if slices.Equal(j.revs, p.chain.now) && p.budget.spent() && !(errors.As(j.err, &fault) && p.chain.open(fault)) {
 		p.hold(ctx, j.err)
 	}
 }

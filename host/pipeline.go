@@ -56,7 +56,7 @@ type pipeline struct {
 	// Owned by loop.
 	seq       uint64
 	lanes     []*lane
-	turn      int    // the lane whose turn it is
+	nextLane  int    // whose turn it is
 	order     []*job // numbered and not given to the committer, by number
 	flying    int    // of them, those that a worker has
 	stopping  bool

@@ -3,11 +3,13 @@ package host
 import (
 	"flag"
 	"fmt"
+	"log/slog"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/edgehost/edgehost/host/control"
+	"github.com/edgehost/edgehost/host/sandbox"
 	"github.com/edgehost/edgehost/sinks"
 	"github.com/edgehost/edgehost/sources"
 )
@@ -149,4 +151,65 @@ func TestSwapUnderLoad(t *testing.T) {
 	}
 	t.Logf("%d batches, %d rows, %d swaps, at most %s without a settled batch; batches by revisions %v",
 		total, check.rows, swaps, beat.longest.Round(time.Microsecond), check.seen)
+}
+
+// TestOldRevisionDrains: a revision that is in force no more serves the batches that
+// began with it, and is closed after the last.
+func TestOldRevisionDrains(t *testing.T) {
+	r := newRig(t).start()
+	st := &stage{cfg: ModuleConfig{Name: "m"}}
+	c := &chain{host: r.box, log: slog.New(slog.DiscardHandler), memo: newMemo(r.host.state, "drain"), stages: []*stage{st}, changed: make(chan struct{}, 1)}
+	inForce := func(file string) {
+		t.Helper()
+		l, err := c.load(t.Context(), st, file, wasm(t, file))
+		r.must(err)
+		r.must(c.offer(t.Context(), st, l))
+		if !c.apply(t.Context()) {
+			t.Fatal("an offered revision is not in force")
+		}
+	}
+	lends := func(l *loaded) bool {
+		i, err := l.pool.Get(t.Context(), nil)
+		if err == nil {
+			l.pool.Put(t.Context(), i)
+		}
+		return err == nil
+	}
+	inForce("stamp1")
+	first, second := c.take(), c.take()
+	inForce("stamp2")
+	c.release(t.Context(), first)
+	c.closing.Wait()
+	if !lends(second[0]) {
+		t.Error("the old revision is closed before its last batch has ended")
+	}
+	c.release(t.Context(), second)
+	c.closing.Wait()
+	if lends(first[0]) {
+		t.Error("the old revision is not closed after its last batch")
+	}
+	if now := c.take(); now[0].digest != "stamp2" || !lends(now[0]) {
+		t.Error("the new revision is not in force")
+	}
+	r.must(c.close(t.Context()))
+}
+
+// TestFailedBatchTriesTheNewRevision: a batch that failed with a revision that was
+// replaced meanwhile is tried with the new one before anything is held.
+func TestFailedBatchTriesTheNewRevision(t *testing.T) {
+	r := newRig(t, "m").wide(2, 2)
+	r.cfg.Modules[0].Limits = sandbox.Limits{Deadline: 100 * time.Millisecond, Fuel: 1 << 50}
+	r.start()
+	r.push("m", "loop")
+	r.feed.send(t, recs("a", 0, 40)...)
+	r.until("called", func(s control.Status) bool { return s.Pipelines[0].Modules[0].Calls > 0 })
+	r.push("m", "stamp1")
+	r.must(r.feed.settled(t))
+	r.main.wait(t, 40)
+	r.balanced(control.Ledger{Read: 40, Delivered: 40})
+	r.host.books.RLock()
+	defer r.host.books.RUnlock()
+	if r.host.pipelines[0].commit.book.HeldHead != 0 {
+		t.Error("the batch was held")
+	}
 }

@@ -20,7 +20,7 @@ type Limits struct {
 	RowsOutExtra    int           //
 	BytesOutFactor  int           // bytes out <= BytesOutFactor * bytes in + BytesOutExtra
 	BytesOutExtra   int           //
-	LogBytes        int           // bytes of log a second; what is more is dropped and counted
+	LogBytes        int           // bytes of log a second of each instance; what is more is dropped and counted
 }
 
 // DefaultLimits are the limits of docs/abi.md: a Go module that decodes JSON in
