@@ -204,14 +204,11 @@ func (st *stage) open(log *slog.Logger, f *sandbox.Fault) bool {
 	return true
 }
 
-// opened is the fault for which the module is not called now, nil when it is.
-func (st *stage) opened() *sandbox.Fault {
+// opened reports whether the module is not called now, and for which fault.
+func (st *stage) opened() (f *sandbox.Fault, open bool) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	if st.openUntil.IsZero() || !time.Now().Before(st.openUntil) {
-		return nil
-	}
-	return st.openFault
+	return st.openFault, !st.openUntil.IsZero() && time.Now().Before(st.openUntil)
 }
 
 // count notes one call for the status.

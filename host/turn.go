@@ -84,7 +84,7 @@ func (t *turn) run(ctx context.Context, b *abi.Batch, base int) (passed, error) 
 func (t *turn) tick(ctx context.Context, b *abi.Batch, at int) (passed, error) {
 	p := passed{rejects: map[int]rejection{}}
 	st := t.stages[at]
-	if t.revs[at] == nil || st.opened() != nil {
+	if _, open := st.opened(); open || t.revs[at] == nil {
 		return p, nil
 	}
 	rows, err := t.call(ctx, st, &p, nil, b, (*sandbox.Instance).Tick)
@@ -101,7 +101,7 @@ func (t *turn) pass(ctx context.Context, b *abi.Batch, rows []row, from int, p p
 		if t.revs[st.at] == nil || len(rows) == 0 {
 			continue
 		}
-		if f := st.opened(); f != nil {
+		if f, open := st.opened(); open {
 			rows = st.pastModule(&p, rows, f)
 			continue
 		}
