@@ -30,7 +30,7 @@ type Pool struct {
 	age      int // of the deployment's guest memory; Renew begins a new one
 	recycled uint64
 	clock    *time.Timer // closes idle instances; nil: there is none
-	closing  int         // instances that are being closed
+	pending  int         // instances that are being started or closed
 	closed   bool
 }
 
@@ -90,7 +90,7 @@ func (p *Pool) Get(ctx context.Context, kv KV) (*Instance, error) {
 		return l.instance, nil
 	}
 	l = &pooled{age: p.age}
-	p.closing++ // Close waits for the start as well
+	p.pending++
 	p.mu.Unlock()
 	i, err := p.module.Instantiate(ctx, p.env)
 	p.mu.Lock()
@@ -127,7 +127,7 @@ func (p *Pool) Put(ctx context.Context, i *Instance) {
 		p.mu.Unlock()
 		return
 	}
-	p.closing++
+	p.pending++
 	p.mu.Unlock()
 	p.discard(ctx, []*pooled{l})
 }
@@ -170,7 +170,7 @@ func (p *Pool) take(n int) []*pooled {
 	taken := append([]*pooled(nil), p.warm[:n]...)
 	p.warm = append(p.warm[:0], p.warm[n:]...)
 	clear(p.warm[len(p.warm):cap(p.warm)])
-	p.closing += n
+	p.pending += n
 	return taken
 }
 
@@ -188,7 +188,7 @@ func (p *Pool) discard(ctx context.Context, list []*pooled) {
 }
 
 func (p *Pool) ended(n int) {
-	p.closing -= n
+	p.pending -= n
 	p.changed.Broadcast()
 }
 
@@ -219,7 +219,7 @@ func (p *Pool) Close(ctx context.Context) error {
 	p.discard(ctx, warm)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for len(p.out) > 0 || p.closing > 0 {
+	for len(p.out) > 0 || p.pending > 0 {
 		p.changed.Wait()
 	}
 	return nil
