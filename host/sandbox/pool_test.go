@@ -269,8 +269,8 @@ func TestStrict(t *testing.T) {
 	}
 }
 
-// TestStrictGo: a Go guest is whole after every batch, whatever its garbage
-// collector did; its arena is kept.
+// TestStrictGo: a Go guest is whole after every batch: put back, or started afresh
+// when its heap had to grow for the batch.
 func TestStrictGo(t *testing.T) {
 	m := compile(t, newHost(t), build(t, "./testdata/guests/fanout"))
 	i := instantiate(t, m, sandbox.Env{Strict: true})
@@ -278,6 +278,9 @@ func TestStrictGo(t *testing.T) {
 		res, err := i.Process(t.Context(), batch(n))
 		if err != nil || len(res.Out) != 2*n {
 			t.Fatalf("batch of %d: %+v, %v", n, len(res.Out), err)
+		}
+		if n <= 10 && i.MemoryBytes() == 0 {
+			t.Errorf("after a batch of %d the instance is gone, it was to be put back", n)
 		}
 	}
 }
