@@ -122,7 +122,7 @@ func (g *gateway) hostConfig(reg *modules.Registry) (host.Config, error) {
 	c := g.cfg
 	b := c.Backpressure
 	hc := host.Config{Version: version, Spool: g.spool, Modules: reg, Sandbox: g.sandbox, Logger: g.log,
-		MemoryRecords: b.MemoryQueue.MaxSize, LetterCap: uint64(b.DeadLetterQueue.MaxSizeMB) * 1e6, NotInForce: c.NotInForce(), Grace: stopGrace, Workers: workers(c.Performance.Workers.ReaderThreads),
+		MemoryRecords: b.MemoryQueue.MaxSize, LetterCap: uint64(b.DeadLetterQueue.MaxSizeMB) * 1e6, NotInForce: c.NotInForce(), Grace: stopGrace, Workers: pipelineWorkers(c.Performance.Workers.ReaderThreads),
 		Spooled: control.SpoolStatus{Dir: filepath.Join(c.StateDir, "spool"), Cap: uint64(b.DiskSpool.MaxSizeMB) * 1e6,
 			Encrypted: true, DropPolicy: b.DiskSpool.DropPolicy}}
 	hostID, err := hostID(c.StateDir)
@@ -150,9 +150,9 @@ func (g *gateway) hostConfig(reg *modules.Registry) (host.Config, error) {
 	return hc, nil
 }
 
-// workers is how many sources of a pipeline are transformed at the same time:
+// pipelineWorkers is how many sources of a pipeline are transformed at the same time:
 // modules only compute, so more than the cores would only cost memory.
-func workers(readerThreads int) int {
+func pipelineWorkers(readerThreads int) int {
 	cores := runtime.GOMAXPROCS(0)
 	if readerThreads == 0 {
 		return cores
