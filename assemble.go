@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"time"
 
@@ -166,7 +167,7 @@ func (g *gateway) hostConfig(reg *modules.Registry) (host.Config, error) {
 	c := g.cfg
 	b := c.Backpressure
 	hc := host.Config{Version: version, Spool: g.spool, Modules: reg, Sandbox: g.sandbox, Logger: g.log,
-		MemoryRecords: b.MemoryQueue.MaxSize, LetterCap: uint64(b.DeadLetterQueue.MaxSizeMB) * 1e6, NotInForce: c.NotInForce(), Grace: stopGrace,
+		MemoryRecords: b.MemoryQueue.MaxSize, LetterCap: uint64(b.DeadLetterQueue.MaxSizeMB) * 1e6, NotInForce: c.NotInForce(), Grace: stopGrace, Workers: pipelineWorkers(c.Performance.Workers.ReaderThreads),
 		Spooled: control.SpoolStatus{Dir: filepath.Join(c.StateDir, "spool"), Cap: uint64(b.DiskSpool.MaxSizeMB) * 1e6,
 			Encrypted: true, DropPolicy: b.DiskSpool.DropPolicy}}
 	hostID, err := hostID(c.StateDir)
@@ -192,6 +193,16 @@ func (g *gateway) hostConfig(reg *modules.Registry) (host.Config, error) {
 		hc.Destinations = append(hc.Destinations, d)
 	}
 	return hc, nil
+}
+
+// pipelineWorkers is how many sources of a pipeline are transformed at the same time:
+// modules only compute, so more than the cores would only cost memory.
+func pipelineWorkers(readerThreads int) int {
+	cores := runtime.GOMAXPROCS(0)
+	if readerThreads == 0 {
+		return cores
+	}
+	return min(readerThreads, cores)
 }
 
 // source makes one source; a disabled one is only listed.
@@ -238,7 +249,7 @@ func hostPipeline(p pipelinePlan) host.PipelineConfig {
 	out := host.PipelineConfig{Name: p.Name, Sources: p.Sources, Bypass: p.Bypass, Targets: map[string]string{},
 		Target: p.Target.String(), Outputs: map[string]string{}}
 	for _, m := range p.Modules {
-		out.Modules = append(out.Modules, host.ModuleConfig{Name: m.Name, Config: m.Config, OnFault: m.OnFault,
+		out.Modules = append(out.Modules, host.ModuleConfig{Name: m.Name, Config: m.Config, OnFault: m.OnFault, Strict: m.Stateless == statelessStrict,
 			Tick: time.Duration(m.TickSeconds * float64(time.Second)), Limits: m.Limits.sandbox()})
 	}
 	for name, t := range p.Targets {

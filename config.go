@@ -164,9 +164,17 @@ type moduleConfig struct {
 	// OnFault is what happens when the module faults again and again: hold, dlq or
 	// bypass.
 	OnFault string `yaml:"on_fault"`
+	// Stateless is relaxed or strict.
+	Stateless string `yaml:"stateless"`
 }
 
-func (c *moduleConfig) setDefaults() { c.OnFault = host.FaultHold }
+func (c *moduleConfig) setDefaults() { c.OnFault, c.Stateless = host.FaultHold, statelessRelaxed }
+
+// What is left of a module's memory from batch to batch.
+const (
+	statelessRelaxed = "relaxed" // it is a cache, put back after a fault
+	statelessStrict  = "strict"  // nothing: it is put back after every batch
+)
 
 func (c *moduleConfig) fromScalar(name string) { c.Name = name }
 
@@ -221,6 +229,8 @@ type processingConfig struct {
 
 type performanceConfig struct {
 	Workers struct {
+		// ReaderThreads is how many sources of one pipeline are transformed at the
+		// same time; 0, or more than there are, is the number of cores.
 		ReaderThreads int `yaml:"reader_threads"`
 		WriterThreads int `yaml:"writer_threads"`
 	} `yaml:"workers"`

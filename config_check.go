@@ -387,6 +387,7 @@ func (c *config) checkModule(at string, m moduleConfig) {
 	}
 	between(c, at+".tick_seconds", m.TickSeconds, 0, 86400)
 	c.oneOf(at+".on_fault", m.OnFault, host.FaultHold, host.FaultDeadLetter, host.FaultBypass)
+	c.oneOf(at+".stateless", m.Stateless, statelessRelaxed, statelessStrict)
 	l := m.Limits
 	between(c, at+".limits.memory_mb", l.MemoryMB, 0, 4096)
 	between(c, at+".limits.fuel", l.Fuel, 0, 1<<53)

@@ -27,7 +27,6 @@ func (c *config) NotInForce() []string {
 		{"security.certificates.auto_rotation", "false has no effect: certificates that edgehost made itself are renewed, all others never", !c.Security.Certificates.AutoRotation},
 		{"security.network.required_outbound", "no effect: nothing is enforced", true},
 		{"monitoring.tracing", "no effect: traces are not exported", c.Monitoring.Tracing.Enabled},
-		{"performance.workers.reader_threads", "no effect: each source has its own", true},
 		{"performance.workers.writer_threads", "no effect: each destination has one stream, which keeps order", true},
 		{"performance.memory.gc_strategy", "accepted, no effect: it is a setting of another runtime", true},
 	} {

@@ -85,7 +85,7 @@ func TestDocument(t *testing.T) {
 	for _, k := range c.NotInForce() {
 		keys = append(keys, strings.Fields(k)[0])
 	}
-	for _, want := range []string{"performance.memory.gc_strategy", "performance.workers.reader_threads", "monitoring.tracing", "security.network.required_outbound"} {
+	for _, want := range []string{"performance.memory.gc_strategy", "performance.workers.writer_threads", "monitoring.tracing", "security.network.required_outbound"} {
 		if !slices.Contains(keys, want) {
 			t.Errorf("NotInForce = %q lacks %s", keys, want)
 		}
@@ -201,7 +201,7 @@ pipelines:
   on_missing: bypass
   outputs: {bad: {catalog: x, schema: y, table: z}}
 `, []pipelinePlan{{Name: "line", Sources: []string{"plc", "m1", "m2"}, Bypass: true,
-			Modules: []moduleConfig{{OnFault: "hold", Name: "scale"}, {OnFault: "hold", Name: "threshold", Config: map[string]string{"limit": "80"}, Limits: limitsConfig{Fuel: 5}}},
+			Modules: []moduleConfig{{OnFault: "hold", Stateless: "relaxed", Name: "scale"}, {OnFault: "hold", Stateless: "relaxed", Name: "threshold", Config: map[string]string{"limit": "80"}, Limits: limitsConfig{Fuel: 5}}},
 			Targets: map[string]zerobus.Target{"plc": target("modbus.scada_data.modbus_events_bronze"), "m1": target("mqtt.scada_data.mqtt_events_bronze"), "m2": target("mqtt.scada_data.own")},
 			Target:  target("modbus.scada_data.modbus_events_bronze"), Outputs: map[string]zerobus.Target{"bad": target("x.y.z")}}}},
 		"pipeline's target": {threeSources + someZerobus + `  target: {catalog: c, schema: s}
@@ -296,6 +296,7 @@ func TestConfigProblems(t *testing.T) {
 		"batch":            {"processing: {batch: {max_size: 0}}", "processing.batch.max_size: 0 is not between 1 and 100000"},
 		"wait":             {"processing: {batch: {max_wait_seconds: 4000}}", "max_wait_seconds: 4000 is not between 0 and 3600"},
 		"heap":             {"performance: {memory: {max_heap_mb: 1}}", "performance.memory.max_heap_mb: 1 is not between 64"},
+		"stateless":        {pipeline("  modules: [{name: m, stateless: very}]"), `pipelines[0].modules[0].stateless: "very" is none of relaxed, strict`},
 		"threads":          {"performance: {workers: {reader_threads: -1}}", "reader_threads: -1 is not between 0"},
 		"rotation":         {"security: {certificates: {rotation_days_before_expiry: 0}}", "rotation_days_before_expiry: 0 is not between 1"},
 		"otlp":             {"monitoring: {tracing: {otlp: {endpoint: 'localhost:4318'}}}", "monitoring.tracing.otlp.endpoint: is not an address"},

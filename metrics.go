@@ -75,7 +75,9 @@ var (
 	mModClass    = metric{"module_faults_by_class_total", "Faults of a module by class.", counter, []string{"pipeline", "module", "class"}}
 	mModCounter  = metric{"module_counter_total", "Counters of a module's own.", counter, []string{"pipeline", "module", "metric"}}
 	mModGauge    = metric{"module_gauge", "Gauges of a module's own.", gauge, []string{"pipeline", "module", "metric"}}
-	mModMemory   = metric{"module_memory_bytes", "Linear memory of a module.", gauge, []string{"pipeline", "module"}}
+	mModMemory   = metric{"module_memory_bytes", "Linear memory of all instances of a module.", gauge, []string{"pipeline", "module"}}
+	mModInst     = metric{"module_instances", "Instances of a module.", gauge, []string{"pipeline", "module"}}
+	mModRecycled = metric{"module_recycled_total", "Instances of a module that were replaced because their memory had grown.", counter, []string{"pipeline", "module"}}
 	mLedger      = metric{"ledger_records", "The terms of the ledger.", gauge, []string{"scope", "name", "term"}}
 	mBalanced    = metric{"ledger_balanced", "1 while the ledger balances.", gauge, nil}
 	mSpoolBytes  = metric{"spool_bytes", "Bytes of the spool on disk.", gauge, nil}
@@ -194,6 +196,8 @@ func (g *gatherer) pipelines(s control.Status) {
 			g.add(mModSeconds, m.Seconds, p.Name, m.Name)
 			g.add(mModFuel, float64(m.Fuel), p.Name, m.Name)
 			g.add(mModMemory, float64(m.Memory), p.Name, m.Name)
+			g.add(mModInst, float64(m.Instances), p.Name, m.Name)
+			g.add(mModRecycled, float64(m.Recycled), p.Name, m.Name)
 			for class, n := range m.FaultsByClass {
 				g.add(mModClass, float64(n), p.Name, m.Name, class)
 			}

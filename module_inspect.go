@@ -50,7 +50,7 @@ type inspectReport struct {
 	LargestBody    int    `json:"largest_function_bytes"`
 	MeteredBytes   int    `json:"metered_bytes,omitempty"`
 	SIMD           bool   `json:"simd"`
-	Restores       bool   `json:"restores"` // after a fault a snapshot is put back; else the module starts afresh
+	Restores       bool   `json:"restores"` // after a fault, or a batch if strict, a snapshot is put back; else the module starts afresh
 
 	Exports []inspectItem `json:"exports"`
 	Imports []inspectItem `json:"imports"`
@@ -159,9 +159,9 @@ func printInspection(w io.Writer, r *inspectReport) {
 	if r.MemoryMaxPages >= 1<<16 {
 		most = "no maximum of its own"
 	}
-	after := "its memory is put back"
+	after := "its memory is put back; with stateless: strict after every batch"
 	if !r.Restores {
-		after = "it starts afresh: it changes tables, or has globals that cannot be saved"
+		after = "it starts afresh, with stateless: strict for every batch: it changes tables, or has globals that cannot be saved"
 	}
 	table(w, [][]string{
 		{"digest", r.Digest},

@@ -13,8 +13,8 @@ import (
 	"github.com/edgehost/edgehost/sinks"
 )
 
-// TestCrash cuts the power at random moments while batches flow to two tables
-// through a module: what was called done is delivered, by the host before the
+// TestCrash cuts the power at random moments while batches of one source, or of
+// four at the same time, flow to two tables through a module: what was called done is delivered, by the host before the
 // crash or by the one after it; what was not committed does not exist; the
 // ledger balances from the first moment; rows with one id are equal.
 func TestCrash(t *testing.T) {
@@ -22,48 +22,54 @@ func TestCrash(t *testing.T) {
 	t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewPCG(seed, 1))
 	for cycle := range 12 {
-		crashOnce(t, rng, cycle)
+		crashOnce(t, rng, cycle, 1+3*(cycle/3%2))
 	}
 }
 
-func crashOnce(t *testing.T, rng *rand.Rand, cycle int) {
+func crashOnce(t *testing.T, rng *rand.Rand, cycle, wide int) {
 	disk := vfs.NewCrashableMem()
-	r := newRig(t, "route")
+	r := newRig(t, "route").wide(wide, 4)
 	r.fs = disk
 	r.start()
 	r.push("route", "route")
 
 	var wg sync.WaitGroup
 	stop := make(chan struct{})
-	wg.Go(func() {
-		for i := 0; ; i += 30 {
-			select {
-			case r.feed.in <- batchOf(recs("a", i, 30)):
-			case <-stop:
-				return
+	for k, f := range r.feeds {
+		wg.Go(func() {
+			for i := 0; ; i += 30 {
+				select {
+				case f.in <- batchOf(recsOf(r.cfg.Sources[k], "a", i, 30)):
+				case <-stop:
+					return
+				}
 			}
-		}
-	})
-	var done []int64
-	for range 5 + rng.IntN(60) {
-		d := <-r.feed.done
+		})
+	}
+	var done []crashRow
+	note := func(d fed) {
 		r.must(d.err)
 		for _, rec := range d.b.Records {
-			done = append(done, rec.Value.AsInt())
+			done = append(done, crashRow{rec.Source, rec.Value.AsInt()})
+		}
+	}
+	for range 5 + rng.IntN(60) {
+		for _, f := range r.feeds {
+			note(<-f.done)
 		}
 	}
 	// Nothing is delivered any more, then the power goes.
 	r.main.setDown(true)
 	r.other.setDown(true)
 	before := slices.Concat(r.main.all(), r.other.all())
-	for more := true; more; { // done before the cut counts as well
-		select {
-		case d := <-r.feed.done:
-			for _, rec := range d.b.Records {
-				done = append(done, rec.Value.AsInt())
+	for _, f := range r.feeds { // done before the cut counts as well
+		for more := true; more; {
+			select {
+			case d := <-f.done:
+				note(d)
+			default:
+				more = false
 			}
-		default:
-			more = false
 		}
 	}
 	after := disk.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: []int{0, 50, 100}[cycle%3], RNG: rng})
@@ -71,7 +77,7 @@ func crashOnce(t *testing.T, rng *rand.Rand, cycle int) {
 	wg.Wait()
 	r.stop()
 
-	again := newRig(t, "route")
+	again := newRig(t, "route").wide(wide, 4)
 	again.fs, again.dir, again.box = after, r.dir, r.box
 	again.start()
 	s := again.status()
@@ -87,17 +93,23 @@ func crashOnce(t *testing.T, rng *rand.Rand, cycle int) {
 	again.stop()
 }
 
-func checkRows(t *testing.T, rows []sinks.Record, done []int64) {
+// crashRow is one record that was called done.
+type crashRow struct {
+	source string
+	value  int64
+}
+
+func checkRows(t *testing.T, rows []sinks.Record, done []crashRow) {
 	t.Helper()
 	byID := map[sinks.ID]string{}
-	have := map[int64]bool{}
+	have := map[crashRow]bool{}
 	for _, row := range rows {
 		text := fmt.Sprint(row.Record)
 		if was, ok := byID[row.ID]; ok && was != text {
 			t.Fatalf("id %v stands on two different rows: %s and %s", row.ID, was, text)
 		}
 		byID[row.ID] = text
-		have[row.Value.AsInt()] = true
+		have[crashRow{row.Source, row.Value.AsInt()}] = true
 	}
 	missing := 0
 	for _, v := range done {

@@ -3,12 +3,11 @@ package host
 import (
 	"context"
 	"errors"
-	"fmt"
+	"sync"
 	"time"
 
 	"github.com/edgehost/edgehost/abi"
 	"github.com/edgehost/edgehost/host/control"
-	"github.com/edgehost/edgehost/host/sandbox"
 	"github.com/edgehost/edgehost/spool"
 )
 
@@ -25,68 +24,31 @@ const (
 	retryMax   = time.Minute
 )
 
-// faultBudget counts faults since the last call that went well.
+// faultBudget counts faults since the last call that went well, whoever's batch it
+// was for.
 type faultBudget struct {
+	mu     sync.Mutex
 	faults int
 	time   time.Duration
 }
 
-func (b *faultBudget) fault(d time.Duration) { b.faults++; b.time += d }
-func (b *faultBudget) good()                 { *b = faultBudget{} }
-func (b *faultBudget) spent() bool           { return b.faults >= budgetFaults || b.time >= budgetTime }
+func (b *faultBudget) fault(d time.Duration) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.faults++
+	b.time += d
+}
 
-// transform sends a batch through the chain and bisects it when a module faults,
-// until each poison record stands alone and is dead-lettered. An error says that
-// the budget is spent or the host itself is at fault: hold the batch.
-func (p *pipeline) transform(ctx context.Context, b *abi.Batch, source string) (passed, error) {
-	all := passed{rejects: map[int]rejection{}}
-	p.chain.memo.begin(source, b.Time)
-	spentFaults, begin := 0, time.Now()
-	var poison []*sandbox.Fault // of records that stand alone
-	var part func(lo, hi int) error
-	part = func(lo, hi int) error {
-		start := time.Now()
-		out, err := p.chain.run(ctx, &abi.Batch{Seq: b.Seq, Time: b.Time, Records: b.Records[lo:hi]}, lo)
-		var fault *sandbox.Fault
-		switch {
-		case err == nil:
-			p.budget.good()
-			all.add(out)
-			return nil
-		case !errors.As(err, &fault):
-			return fmt.Errorf("run modules: %w", err)
-		}
-		spentFaults++
-		p.budget.fault(time.Since(start))
-		if p.budget.spent() || spentFaults > budgetFaults || (spentFaults > 1 && time.Since(begin) > budgetTime) {
-			if !p.chain.open(fault) {
-				return fault
-			}
-			p.budget.good()
-			return part(lo, hi)
-		}
-		if hi-lo == 1 {
-			all.rejects[lo] = faultRejection(fault)
-			poison = append(poison, fault)
-			return nil
-		}
-		mid := lo + (hi-lo)/2
-		if err := part(lo, mid); err != nil {
-			return err
-		}
-		return part(mid, hi)
-	}
-	if len(b.Records) == 0 {
-		return all, nil
-	}
-	if err := part(0, len(b.Records)); err != nil {
-		return passed{}, err
-	}
-	if p.probing && len(poison) == len(b.Records) {
-		return passed{}, poison[0] // the module, not a record, is at fault
-	}
-	p.probing = false
-	return all, nil
+func (b *faultBudget) good() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.faults, b.time = 0, 0
+}
+
+func (b *faultBudget) spent() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.faults >= budgetFaults || b.time >= budgetTime
 }
 
 // hold stops feeding the modules. Input goes to the held queue until they work
@@ -98,9 +60,7 @@ func (p *pipeline) hold(ctx context.Context, err error) {
 	p.budget.good()
 	p.probing = true
 	p.setState(control.PipelineHeld, err.Error()+" (input is kept; upload a mended module or roll back: edgehost module rollback NAME)")
-	if rerr := p.chain.reload(ctx); rerr != nil {
-		p.log.Error("module cannot be made afresh", "error", rerr)
-	}
+	p.chain.renew(ctx)
 }
 
 // mended forgets the back-off: another revision is in force.
@@ -110,8 +70,8 @@ func (p *pipeline) mended() {
 	p.budget.good()
 }
 
-// transformHeld transforms the first batch of the held queue. It returns false
-// when ctx ended first.
+// transformHeld transforms the first batch of the held queue; no other is on its
+// way meanwhile. It returns false when ctx ended first.
 func (p *pipeline) transformHeld(ctx, work context.Context) bool {
 	if p.heldNow == nil {
 		f, err := p.reader.Next(ctx)
@@ -133,18 +93,19 @@ func (p *pipeline) transformHeld(ctx, work context.Context) bool {
 		return true
 	}
 	p.seq++
-	b := &abi.Batch{Seq: p.seq, Time: hb.time, Records: hb.records}
-	out, err := p.transform(work, b, hb.source)
-	if err != nil {
-		p.hold(work, err)
+	j := &job{source: hb.source, revs: p.chain.take(), probing: p.probing, batch: &abi.Batch{Seq: p.seq, Time: hb.time, Records: hb.records},
+		effect: &effect{seq: p.seq, heldHead: f.Base + uint64(f.Count), heldRecords: uint64(f.Count)}}
+	p.workers[0].do(work, j)
+	p.chain.release(work, j.revs)
+	if j.err != nil {
+		p.hold(work, j.err)
 		return true
 	}
-	e := &effect{seq: p.seq, heldHead: f.Base + uint64(f.Count), heldRecords: uint64(f.Count)}
-	p.fill(e, b, out, hb.source)
+	p.probing = false
 	p.heldNow = nil
 	p.heldLeft -= uint64(f.Count)
 	p.retryWait = 0
-	p.effects <- e
+	p.effects <- j.effect
 	return true
 }
 

@@ -44,6 +44,9 @@ type Config struct {
 	// MemoryRecords bounds the records that a pipeline holds in memory before
 	// they are committed; the seed's memory_queue.max_size. At least 1.
 	MemoryRecords int
+	// Workers is how many sources of one pipeline are transformed at the same time;
+	// 0 is 1.
+	Workers int
 	// LetterCap is the size of the dead-letter queue in bytes, for the status.
 	LetterCap uint64
 	// Spooled is what the status shows of the spool's configuration. Its Cap bounds
@@ -88,6 +91,8 @@ type ModuleConfig struct {
 	// Tick calls edgehost_tick with this period, for each source of the pipeline;
 	// 0 never.
 	Tick time.Duration
+	// Strict has every batch find the module as it was after init.
+	Strict bool
 	// OnFault is what happens when a module faults beyond the budget of a
 	// bisection; "" is FaultHold.
 	OnFault string

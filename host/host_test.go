@@ -204,42 +204,6 @@ func TestRefusedUploadChangesNothing(t *testing.T) {
 	}
 }
 
-// TestSwapUnderLoad pushes two revisions in turn while batches flow: none is
-// lost, none is half of one revision and half of another.
-func TestSwapUnderLoad(t *testing.T) {
-	r := newRig(t, "m").start()
-	r.push("m", "stamp1")
-	const batches, size = 300, 20
-	go func() {
-		for i := range batches {
-			r.feed.send(t, recs("a", i*size, size)...)
-		}
-	}()
-	for i := range 20 {
-		r.push("m", []string{"stamp2", "stamp1"}[i%2])
-	}
-	for range batches {
-		r.must(r.feed.settled(t))
-	}
-	rows := r.main.wait(t, batches*size)
-	seen := map[float64]int{}
-	perBatch := map[uint64]float64{}
-	for i, row := range rows {
-		if row.EventTime != int64(i) {
-			t.Fatalf("row %d has event time %d: lost or out of order", i, row.EventTime)
-		}
-		v := row.Value.AsFloat()
-		if was, ok := perBatch[row.ID.Batch]; ok && was != v {
-			t.Fatalf("batch %d saw two revisions", row.ID.Batch)
-		}
-		perBatch[row.ID.Batch] = v
-		seen[v]++
-	}
-	if len(perBatch) != batches || seen[0] != 0 {
-		t.Fatalf("%d batches, values %v", len(perBatch), seen)
-	}
-}
-
 func TestRoute(t *testing.T) {
 	r := newRig(t, "route").start()
 	r.push("route", "route")

@@ -41,8 +41,9 @@ type table struct {
 	mu      sync.Mutex
 	changed chan struct{}
 	rows    []sinks.Record
-	down    bool              // Open and Send fail
-	refuse  func(string) bool // by address: refuse the record
+	down    bool               // Open and Send fail
+	refuse  func(string) bool  // by address: refuse the record
+	watch   func(sinks.Record) // called instead of keeping the rows
 	streams int
 }
 
@@ -77,6 +78,10 @@ func (s *tableStream) Send(_ context.Context, recs []sinks.Record) error {
 	for _, r := range recs {
 		if s.tb.refuse != nil && s.tb.refuse(r.Address) {
 			a.Refused = append(a.Refused, sinks.Refusal{Seq: r.Seq, Reason: sinks.ReasonRejectedPermanent, Err: sinks.Permanent(errors.New("no such column"))})
+			continue
+		}
+		if s.tb.watch != nil {
+			s.tb.watch(r)
 			continue
 		}
 		s.tb.rows = append(s.tb.rows, r)
@@ -201,34 +206,45 @@ func (f *feed) settled(t testing.TB) error {
 }
 
 // rec is a record of the source "s1".
-func rec(address string, v int64) abi.Record {
-	return abi.Record{EventTime: v, IngestTime: time.Now().UnixMicro(), Source: "s1", Address: address, Protocol: abi.ProtocolMQTT, Value: abi.Int(v)}
+func rec(address string, v int64) abi.Record { return recOf("s1", address, v) }
+
+func recOf(source, address string, v int64) abi.Record {
+	return abi.Record{EventTime: v, IngestTime: time.Now().UnixMicro(), Source: source, Address: address, Protocol: abi.ProtocolMQTT, Value: abi.Int(v)}
 }
 
 func batchOf(recs []abi.Record) sources.Batch { return sources.Batch{Time: 1, Records: recs} }
 
-func recs(address string, from, n int) []abi.Record {
+func recs(address string, from, n int) []abi.Record { return recsOf("s1", address, from, n) }
+
+func recsOf(source, address string, from, n int) []abi.Record {
 	out := make([]abi.Record, n)
 	for i := range out {
-		out[i] = rec(address, int64(from+i))
+		out[i] = recOf(source, address, int64(from+i))
 	}
 	return out
 }
 
-// rig is a host with one source, one pipeline and one or two tables.
+// rig is a host with one pipeline, one source unless it is wide, and two tables,
+// or more when its targets say so.
 type rig struct {
 	t     testing.TB
 	fs    vfs.FS
 	dir   string
 	main  *table
 	other *table
-	feed  *feed
-	host  *Host
-	sp    *spool.Spool
-	box   *sandbox.Host
-	cfg   PipelineConfig
-	stop  func()
-	key   string
+	feed  *feed // of the first source
+	feeds []*feed
+	// workers is how many sources are transformed at a time; 0 is 1.
+	workers int
+	// tables are those beside main and other, by name.
+	tables map[string]*table
+	retain time.Duration
+	host   *Host
+	sp     *spool.Spool
+	box    *sandbox.Host
+	cfg    PipelineConfig
+	stop   func()
+	key    string
 	// letterBytes bounds the dead-letter queue; 0 is its default.
 	letterBytes int64
 	cap         uint64 // of the spool; 0 is none
@@ -242,11 +258,32 @@ const (
 // newRig makes a rig whose pipeline has the modules.
 func newRig(t testing.TB, names ...string) *rig {
 	r := &rig{t: t, fs: vfs.NewMem(), dir: t.TempDir(), main: newTable(), other: newTable(),
-		key: "mVb0jcZ0yfC1yHcZ0cXW6bq0m7n3pE4wH4a3v8y2rT0="}
+		retain: time.Hour, key: "mVb0jcZ0yfC1yHcZ0cXW6bq0m7n3pE4wH4a3v8y2rT0="}
 	r.cfg = PipelineConfig{Name: "line1", Sources: []string{"s1"}, Targets: map[string]string{"s1": mainTable},
 		Target: mainTable, Outputs: map[string]string{"second": otherTable}}
 	for _, n := range names {
 		r.cfg.Modules = append(r.cfg.Modules, ModuleConfig{Name: n, Limits: sandbox.Limits{Deadline: 300 * time.Millisecond}})
+	}
+	return r
+}
+
+// wide gives the pipeline n sources, s1 to sn, and workers.
+func (r *rig) wide(n, workers int) *rig {
+	r.workers, r.cfg.Sources = workers, nil
+	for i := range n {
+		name := "s" + strconv.Itoa(i+1)
+		r.cfg.Sources = append(r.cfg.Sources, name)
+		r.cfg.Targets[name] = mainTable
+	}
+	return r
+}
+
+// apart gives each source a table of its own, named like it.
+func (r *rig) apart() *rig {
+	r.tables = map[string]*table{}
+	for _, source := range r.cfg.Sources {
+		r.cfg.Targets[source] = "c.s." + source
+		r.tables["c.s."+source] = newTable()
 	}
 	return r
 }
@@ -265,17 +302,26 @@ func (r *rig) start() *rig {
 	}
 	reg, err := modules.Open(r.dir)
 	r.must(err)
-	r.feed = newFeed()
+	r.feeds = nil
+	var srcs []SourceConfig
+	for _, name := range r.cfg.Sources {
+		f := newFeed()
+		r.feeds = append(r.feeds, f)
+		srcs = append(srcs, SourceConfig{Name: name, Protocol: "mqtt", Source: f, Status: sources.NewStatus(name, "mqtt")})
+	}
+	r.feed = r.feeds[0]
 	dest := func(name string, tb *table) DestinationConfig {
 		return DestinationConfig{Name: name, Kind: "table", NewSink: func() sinks.Sink { return tb },
 			Breaker: sinks.BreakerConfig{}, Reconnect: sinks.ReconnectConfig{InitialDelaySeconds: 0.01, MaxDelaySeconds: 0.05, BackoffMultiplier: 2},
-			MaxBatch: 100, MaxWait: time.Second, Retain: time.Hour}
+			MaxBatch: 100, MaxWait: time.Second, Retain: r.retain}
+	}
+	dests := []DestinationConfig{dest(mainTable, r.main), dest(otherTable, r.other)}
+	for name, tb := range r.tables {
+		dests = append(dests, dest(name, tb))
 	}
 	r.host, err = New(r.t.Context(), Config{Version: "test", Spool: r.sp, Modules: reg, Sandbox: r.box, Logger: log,
-		Sources:      []SourceConfig{{Name: "s1", Protocol: "mqtt", Source: r.feed, Status: sources.NewStatus("s1", "mqtt")}},
-		Pipelines:    []PipelineConfig{r.cfg},
-		Destinations: []DestinationConfig{dest(mainTable, r.main), dest(otherTable, r.other)},
-		Spooled:      control.SpoolStatus{Cap: r.cap}, MemoryRecords: 10000, Grace: time.Second})
+		Sources: srcs, Pipelines: []PipelineConfig{r.cfg}, Destinations: dests, Workers: r.workers,
+		Spooled: control.SpoolStatus{Cap: r.cap}, MemoryRecords: 10000, Grace: time.Second})
 	r.must(err)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)

@@ -3,6 +3,7 @@ package host
 import (
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"sync"
 
 	"github.com/edgehost/edgehost/host/sandbox"
@@ -11,39 +12,46 @@ import (
 
 // memo is what the modules of one pipeline remember, in the scope (pipeline,
 // module, source) and kept across revisions. What a batch writes is seen by the
-// rest of the batch at once, by later batches when the batch is sent to the
-// committer, and after a crash when its commit record is written.
+// rest of the batch at once, by later batches of its source when it has gone
+// through the chain, and after a crash when its commit record is written.
 //
 //	batch: a call's writes ─keep─> open ─accept─> cache ─commit─> state store
-//	                                 └─reset (fault, hold)─> forgotten
+//	       (recall)                  └─reset (fault, hold)─> forgotten
 //
-// begin, keep, accept and reset are called by the pipeline's goroutine; written
-// by the committer's.
+// Its methods are called by any goroutine; a source has one batch at a time on its
+// way, so that nobody else touches the batch's scopes.
 type memo struct {
 	state    *spool.State
 	pipeline string
 
-	// The scope and clock of the call that runs, and what its batch wrote so far.
-	source string
-	now    int64
-	open   map[memoKey]memoValue
-	call   map[memoKey]memoValue
-
+	mu    sync.Mutex
+	cache map[memoKey]memoValue
+	bytes int // of keys and values in cache
 	// used is the size of what each module remembers of each source, of batches
-	// that were accepted; grown is what the running call and batch add to it.
-	used                 map[memoScope]int
-	openGrown, callGrown map[memoScope]int
-
-	mu      sync.Mutex
-	cache   map[memoKey]memoValue
-	bytes   int       // of keys and values in cache
-	pending []pending // batches whose commit record is not written yet, in order
+	// that were accepted.
+	used    map[memoScope]int
+	pending []pending // accepted batches whose commit record is not written yet
 }
 
 // pending is what one batch wrote.
 type pending struct {
 	seq  uint64
 	keys []memoKey
+}
+
+// recall is the memory as one batch sees it: the memo, and what the batch wrote so
+// far. It belongs to the goroutine that transforms the batch and serves one after
+// the other.
+type recall struct {
+	memo *memo
+
+	// The scope and clock of the call that runs, and what its batch wrote so far.
+	source string
+	now    int64
+	open   map[memoKey]memoValue
+	call   map[memoKey]memoValue
+	// What the batch and the call add to the size of what modules remember.
+	openGrown, callGrown map[memoScope]int
 }
 
 // memoCacheBytes bounds the values of one pipeline that are kept in memory;
@@ -67,38 +75,44 @@ type memoValue struct {
 }
 
 func newMemo(state *spool.State, pipeline string) *memo {
-	return &memo{state: state, pipeline: pipeline, open: map[memoKey]memoValue{}, call: map[memoKey]memoValue{}, cache: map[memoKey]memoValue{},
-		used: map[memoScope]int{}, openGrown: map[memoScope]int{}, callGrown: map[memoScope]int{}}
+	return &memo{state: state, pipeline: pipeline, cache: map[memoKey]memoValue{}, used: map[memoScope]int{}}
+}
+
+func (m *memo) recall() *recall {
+	return &recall{memo: m, open: map[memoKey]memoValue{}, call: map[memoKey]memoValue{},
+		openGrown: map[memoScope]int{}, callGrown: map[memoScope]int{}}
 }
 
 // view is the sandbox.KV of one module of the pipeline.
 type view struct {
-	m      *memo
+	r      *recall
 	module string
 }
 
+func (r *recall) view(module string) *view { return &view{r, module} }
+
 // Get implements sandbox.KV.
-func (v view) Get(key string) ([]byte, bool, error) {
-	m := v.m
-	val, err := m.seen(memoKey{v.module, m.source, key})
+func (v *view) Get(key string) ([]byte, bool, error) {
+	r := v.r
+	val, err := r.seen(memoKey{v.module, r.source, key})
 	if err != nil {
 		return nil, false, err
 	}
-	if val.absent || (val.expires != 0 && val.expires <= m.now) {
+	if val.absent || (val.expires != 0 && val.expires <= r.now) {
 		return nil, false, nil
 	}
 	return val.value, true, nil
 }
 
 // seen is a value as the running call sees it.
-func (m *memo) seen(k memoKey) (memoValue, error) {
-	if val, ok := m.call[k]; ok {
+func (r *recall) seen(k memoKey) (memoValue, error) {
+	if val, ok := r.call[k]; ok {
 		return val, nil
 	}
-	if val, ok := m.open[k]; ok {
+	if val, ok := r.open[k]; ok {
 		return val, nil
 	}
-	return m.stored(k)
+	return r.memo.stored(k)
 }
 
 // stored reads the cache, else the disk.
@@ -122,7 +136,8 @@ func (m *memo) stored(k memoKey) (memoValue, error) {
 	return val, nil
 }
 
-// put enters a value into the cache and makes room when it is full.
+// put enters a value into the cache and makes room when it is full. The memo is
+// locked.
 func (m *memo) put(k memoKey, val memoValue) {
 	if old, ok := m.cache[k]; ok {
 		m.bytes -= len(k.key) + len(old.value)
@@ -141,47 +156,49 @@ func (m *memo) put(k memoKey, val memoValue) {
 }
 
 // begin sets the scope for a batch of a source.
-func (m *memo) begin(source string, now int64) {
-	m.source, m.now = source, now
-	clear(m.open)
-	clear(m.openGrown)
-	m.reset()
+func (r *recall) begin(source string, now int64) {
+	r.source, r.now = source, now
+	clear(r.open)
+	clear(r.openGrown)
+	r.reset()
 }
 
 // note takes the writes of one module's call; the modules behind it in the same
 // run of the chain see them. It reports false when the module would remember
 // more than it may.
-func (m *memo) note(module string, writes []sandbox.KVWrite) (fits bool, err error) {
+func (r *recall) note(module string, writes []sandbox.KVWrite) (fits bool, err error) {
 	if len(writes) == 0 {
 		return true, nil
 	}
-	scope := memoScope{module, m.source}
-	used, err := m.size(scope)
+	scope := memoScope{module, r.source}
+	used, err := r.memo.size(scope)
 	if err != nil {
 		return false, err
 	}
 	for _, w := range writes {
-		k := memoKey{module, m.source, w.Key}
-		old, err := m.seen(k)
+		k := memoKey{module, r.source, w.Key}
+		old, err := r.seen(k)
 		if err != nil {
 			return false, err
 		}
 		val := memoValue{value: w.Value, absent: w.Delete}
 		if w.TTL > 0 {
-			val.expires = m.now + w.TTL.Microseconds()
+			val.expires = r.now + w.TTL.Microseconds()
 		}
-		m.callGrown[scope] += val.size(k) - old.size(k)
-		m.call[k] = val
+		r.callGrown[scope] += val.size(k) - old.size(k)
+		r.call[k] = val
 	}
-	return used+m.openGrown[scope]+m.callGrown[scope] <= memoQuota, nil
+	return used+r.openGrown[scope]+r.callGrown[scope] <= memoQuota, nil
 }
 
 // size is what a module remembers of a source, counted on disk at first.
 func (m *memo) size(s memoScope) (int, error) {
-	if n, ok := m.used[s]; ok {
+	m.mu.Lock()
+	n, ok := m.used[s]
+	m.mu.Unlock()
+	if ok {
 		return n, nil
 	}
-	n := 0
 	err := m.state.Scan(m.space(s), func(key string, b []byte) error {
 		n += len(key) + max(0, len(b)-8)
 		return nil
@@ -189,6 +206,8 @@ func (m *memo) size(s memoScope) (int, error) {
 	if err != nil {
 		return 0, fmt.Errorf("read state: %w", err)
 	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	m.used[s] = n
 	return n, nil
 }
@@ -202,60 +221,65 @@ func (v memoValue) size(k memoKey) int {
 }
 
 // keep ends a run of the chain that went well; reset one that did not.
-func (m *memo) keep() {
-	for k, val := range m.call {
-		m.open[k] = val
+func (r *recall) keep() {
+	for k, val := range r.call {
+		r.open[k] = val
 	}
-	for s, n := range m.callGrown {
-		m.openGrown[s] += n
+	for s, n := range r.callGrown {
+		r.openGrown[s] += n
 	}
-	m.reset()
+	r.reset()
 }
 
-func (m *memo) reset() {
-	clear(m.call)
-	clear(m.callGrown)
+func (r *recall) reset() {
+	clear(r.call)
+	clear(r.callGrown)
 }
 
-// accept ends a batch: its writes are seen by the next one and returned for the
-// commit record.
-func (m *memo) accept(seq uint64) []spool.Set {
-	if len(m.open) == 0 {
+// accept ends a batch: its writes are seen by the next one of its source and
+// returned for the commit record.
+func (r *recall) accept(seq uint64) []spool.Set {
+	if len(r.open) == 0 {
 		return nil
 	}
-	for s, n := range m.openGrown {
-		m.used[s] += n
-	}
-	clear(m.openGrown)
-	sets := make([]spool.Set, 0, len(m.open))
+	m := r.memo
+	sets := make([]spool.Set, 0, len(r.open))
 	wrote := pending{seq: seq}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for k, val := range m.open {
+	for s, n := range r.openGrown {
+		m.used[s] += n
+	}
+	for k, val := range r.open {
 		val.seq = seq
 		m.put(k, val)
 		wrote.keys = append(wrote.keys, k)
 		sets = append(sets, spool.Set{Space: m.space(k.scope()), Key: k.key, Value: val.encode()})
 	}
 	m.pending = append(m.pending, wrote)
-	clear(m.open)
+	clear(r.open)
+	clear(r.openGrown)
 	return sets
 }
 
-// written says that the batches up to seq are on disk.
+// written says that the batches up to seq are on disk. Those of different sources
+// were accepted in any order.
 func (m *memo) written(seq uint64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for len(m.pending) > 0 && m.pending[0].seq <= seq {
-		for _, k := range m.pending[0].keys {
+	m.pending = slices.DeleteFunc(m.pending, func(p pending) bool {
+		if p.seq > seq {
+			return false
+		}
+		for _, k := range p.keys {
 			// A later batch may have written the key again.
-			if val := m.cache[k]; val.seq == m.pending[0].seq {
+			if val := m.cache[k]; val.seq == p.seq {
 				val.seq = 0
 				m.cache[k] = val
 			}
 		}
-		m.pending = m.pending[1:]
-	}
+		return true
+	})
 }
 
 func (k memoKey) scope() memoScope { return memoScope{k.module, k.source} }

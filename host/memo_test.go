@@ -3,6 +3,7 @@ package host
 import (
 	"slices"
 	"strconv"
+	"sync"
 	"testing"
 	"time"
 
@@ -81,6 +82,61 @@ func TestStateThroughCrash(t *testing.T) {
 	}
 }
 
+// TestStateThroughCrashOfSeveralSources cuts the power while four sources flow at
+// the same time: what a module counts for each goes on where its last commit is,
+// without gap or repeat.
+func TestStateThroughCrashOfSeveralSources(t *testing.T) {
+	disk := vfs.NewCrashableMem()
+	r := newRig(t, "m", "n").wide(4, 4).apart()
+	r.fs = disk
+	r.start()
+	r.push("m", "count")
+	r.push("n", "burn")
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	emit := func(r *rig, k, from int) bool {
+		select {
+		case r.feeds[k].in <- batchOf(recsOf(r.cfg.Sources[k], "a", from, 7)):
+			return true
+		case <-stop:
+			return false
+		}
+	}
+	for k := range r.feeds {
+		wg.Go(func() {
+			for i := 0; emit(r, k, i); i += 7 {
+			}
+		})
+	}
+	for _, f := range r.feeds {
+		for range 40 {
+			r.must(f.settled(t))
+		}
+	}
+	for _, tb := range r.tables {
+		tb.setDown(true)
+	}
+	after := disk.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: 0})
+	close(stop)
+	wg.Wait()
+	r.stop()
+	again := newRig(t, "m", "n").wide(4, 4).apart()
+	again.fs, again.dir, again.box = after, r.dir, r.box
+	again.start()
+	stop = make(chan struct{})
+	for k := range again.feeds {
+		emit(again, k, 1<<20)
+		again.must(again.feeds[k].settled(t))
+	}
+	again.until("delivered", func(s control.Status) bool { return s.Ledger.Waiting == 0 })
+	for name, tb := range again.tables {
+		n, _, err := numbering(slices.Concat(r.tables[name].all(), tb.all()))
+		if err != nil || n < 40*7+7 {
+			t.Errorf("%s: %d records: %v", name, n, err)
+		}
+	}
+}
+
 func TestTick(t *testing.T) {
 	r := newRig(t, "m")
 	r.cfg.Modules[0].Tick = 20 * time.Millisecond
@@ -147,7 +203,7 @@ func TestFaultPolicies(t *testing.T) {
 // deleted values free their room, and a call that goes beyond it has no effect.
 func TestQuotaOfState(t *testing.T) {
 	r := newRig(t).start()
-	m := newMemo(r.host.state, "quota")
+	m := newMemo(r.host.state, "quota").recall()
 	write := func(key string, n int) (bool, error) {
 		return m.note("m", []sandbox.KVWrite{{Key: key, Value: make([]byte, n), Delete: n == 0}})
 	}
@@ -165,9 +221,9 @@ func TestQuotaOfState(t *testing.T) {
 	want("the first value again", true, "a", memoQuota/2)
 	m.keep()
 	r.must(r.host.state.Commit(m.accept(1)))
-	m.written(1)
+	m.memo.written(1)
 
-	m = newMemo(r.host.state, "quota") // after a restart
+	m = newMemo(r.host.state, "quota").recall() // after a restart
 	m.begin("s1", 2)
 	want("beyond it with what is on disk", false, "b", memoQuota/2)
 	m.reset()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -24,11 +25,15 @@ var errStopped = errors.New("pipeline stopped")
 
 // pipeline moves batches from its sources through its chain to its committer.
 //
-//	emit ─> in ─> loop: chain.run, bisect ─> effects ─> committer.run ─> done
+//	emit ─> in ─> loop ─> lane of each source ─> workers: chain, bisect ─> loop ─> committer.run ─> done
+//	                        one batch at a time                             in order
 //
-// loop is one goroutine, so that order holds; it numbers the batches. While the
-// chain cannot go on, loop sends the input, as it came, to the held queue, and
-// transforms that queue first when it can again.
+// loop is one goroutine. It numbers the batches, decides what is held and which
+// revision a batch sees, and gives the effects to the committer by their numbers.
+// The batches of one source go through the chain one after the other, so that
+// order holds; those of several sources at the same time. While the chain cannot
+// go on, loop sends the input, as it came, to the held queue, and transforms that
+// queue first when it can again.
 type pipeline struct {
 	cfg      PipelineConfig
 	h        *Host
@@ -37,17 +42,24 @@ type pipeline struct {
 	commit   *committer
 	held     *spool.Queue
 	byHandle map[uint32]string // destination of each output handle
+	budget   faultBudget
+	workers  []*worker
 
 	in      chan item
 	room    *semaphore.Weighted
 	queued  atomic.Int64
 	effects chan *effect
 	stopped chan struct{}
+	jobs    chan *job // to the workers; nil: there is one, and loop does its work
+	results chan *job // from the workers
 
 	// Owned by loop.
 	seq       uint64
-	budget    faultBudget
-	ticks     []tick
+	lanes     []*lane
+	nextLane  int    // whose turn it is
+	order     []*job // numbered and not given to the committer, by number
+	flying    int    // of them, those that a worker has
+	stopping  bool
 	heldLeft  uint64 // records in the held queue that loop has not settled
 	heldNow   *spool.Stored
 	reader    *spool.Reader
@@ -62,9 +74,9 @@ type pipeline struct {
 
 // item is one emitted batch on its way.
 type item struct {
-	source string
-	batch  sources.Batch
-	done   func(error)
+	lane  *lane
+	batch sources.Batch
+	done  func(error)
 }
 
 // heldQueue is the name of the queue that keeps a pipeline's input while its
@@ -96,6 +108,7 @@ func (h *Host) openPipeline(ctx context.Context, pc PipelineConfig, bs *books) (
 		seq: b.Seq, heldLeft: held.Stat().WaitingRecords, state: control.PipelineRunning}
 	p.probing = p.heldLeft > 0
 	p.openChain(ctx)
+	p.openLanes(time.Now())
 	return p, nil
 }
 
@@ -130,7 +143,7 @@ func (p *pipeline) openChain(ctx context.Context) {
 		p.byHandle[handle] = p.cfg.Outputs[name]
 	}
 	for _, mc := range p.cfg.Modules {
-		st := &stage{cfg: mc}
+		st := &stage{cfg: mc, at: len(c.stages)}
 		c.stages = append(c.stages, st)
 		rev, ok := p.h.cfg.Modules.Active(mc.Name)
 		if !ok {
@@ -145,11 +158,11 @@ func (p *pipeline) openChain(ctx context.Context) {
 			p.log.Error("module cannot be loaded; upload it again or roll back", "module", mc.Name, "error", err)
 		}
 	}
-	p.schedule(time.Now())
 }
 
 // emit returns the Emit of one source.
 func (p *pipeline) emit(source string) sources.Emit {
+	l := p.lanes[slices.Index(p.cfg.Sources, source)]
 	return func(ctx context.Context, b sources.Batch, done func(error)) error {
 		weight := int64(min(max(len(b.Records), 1), p.h.cfg.MemoryRecords))
 		if err := p.room.Acquire(ctx, weight); err != nil {
@@ -162,7 +175,7 @@ func (p *pipeline) emit(source string) sources.Emit {
 			done(err)
 		}
 		select {
-		case p.in <- item{source, b, release}:
+		case p.in <- item{l, b, release}:
 			return nil
 		case <-p.stopped:
 		case <-ctx.Done():
@@ -181,18 +194,27 @@ func (p *pipeline) emit(source string) sources.Emit {
 func (p *pipeline) run(ctx context.Context) {
 	var wg sync.WaitGroup
 	wg.Go(func() { p.commit.run(ctx, p.effects) })
+	// Modules have limits of their own; a stop must not look like their fault.
+	work := context.WithoutCancel(ctx)
+	if n := len(p.workers); n > 1 {
+		p.jobs, p.results = make(chan *job, n), make(chan *job, n)
+		for _, w := range p.workers {
+			wg.Go(func() { w.run(work, p.jobs, p.results) })
+		}
+	}
 	p.reader = p.held.Reader(p.held.Head())
-	p.loop(ctx)
+	p.loop(ctx, work)
 	close(p.stopped)
+	if p.jobs != nil {
+		close(p.jobs)
+	}
 	close(p.effects)
 	wg.Wait()
 	p.reader.Close()
 }
 
-// loop is the one goroutine that numbers and transforms batches.
-func (p *pipeline) loop(ctx context.Context) {
-	// Modules have limits of their own; a stop must not look like their fault.
-	work := context.WithoutCancel(ctx)
+// loop is the one goroutine that numbers batches and settles them.
+func (p *pipeline) loop(ctx, work context.Context) {
 	first := true // what is loaded at the start is the revision of before
 	for {
 		if swapped := p.chain.apply(work); swapped && !first {
@@ -209,23 +231,20 @@ func (p *pipeline) loop(ctx context.Context) {
 				return
 			}
 		}
-		if p.heldLeft > 0 && !time.Now().Before(p.retryAt) {
+		if p.heldLeft > 0 && p.flying == 0 && !time.Now().Before(p.retryAt) {
 			if !p.transformHeld(ctx, work) {
 				p.lastInput(work)
 				return
 			}
 			// Keep the input moving behind the held queue, in order.
-			select {
-			case it := <-p.in:
-				p.take(work, it)
-			default:
-			}
+			p.takeIn(1)
+			p.dispatch(work)
 			continue
 		}
 		if p.heldLeft == 0 {
 			p.setState(control.PipelineRunning, "")
-			p.tickDue(work, time.Now())
 		}
+		p.dispatch(work)
 		if !p.next(ctx, work) {
 			p.lastInput(work)
 			return
@@ -233,8 +252,8 @@ func (p *pipeline) loop(ctx context.Context) {
 	}
 }
 
-// next waits for whatever comes first: input, a new revision, the time of a tick
-// or of another try of a held pipeline, the end.
+// next waits for whatever comes first: input, a batch that went through the chain,
+// a new revision, the time of a tick or of another try of a held pipeline, the end.
 func (p *pipeline) next(ctx, work context.Context) (more bool) {
 	var alarm <-chan time.Time
 	if at := p.wakeAt(); !at.IsZero() {
@@ -244,7 +263,9 @@ func (p *pipeline) next(ctx, work context.Context) (more bool) {
 	}
 	select {
 	case it := <-p.in:
-		p.take(work, it)
+		it.lane.waiting = append(it.lane.waiting, it)
+	case j := <-p.results:
+		p.settle(work, j)
 	case <-p.chain.changed:
 	case <-alarm:
 	case <-ctx.Done():
@@ -253,15 +274,24 @@ func (p *pipeline) next(ctx, work context.Context) (more bool) {
 	return true
 }
 
-// lastInput works off what was emitted before the stop.
-func (p *pipeline) lastInput(work context.Context) {
-	for {
+// takeIn moves up to n emitted batches into their lanes, without waiting.
+func (p *pipeline) takeIn(n int) {
+	for range n {
 		select {
 		case it := <-p.in:
-			p.take(work, it)
+			it.lane.waiting = append(it.lane.waiting, it)
 		default:
 			return
 		}
+	}
+}
+
+// lastInput works off what was emitted before the stop.
+func (p *pipeline) lastInput(work context.Context) {
+	p.stopping = true
+	p.takeIn(cap(p.in))
+	for p.dispatch(work); p.flying > 0; p.dispatch(work) {
+		p.settle(work, <-p.results)
 	}
 }
 
@@ -277,31 +307,9 @@ func (p *pipeline) refuseInput() {
 	}
 }
 
-// take transforms one emitted batch, or holds it while older input is held.
-func (p *pipeline) take(ctx context.Context, it item) {
-	p.seq++
-	b := &abi.Batch{Seq: p.seq, Time: it.batch.Time, Records: it.batch.Records}
-	e := &effect{seq: p.seq, source: it.source, resume: it.batch.Resume, done: it.done}
-	e.counts.Read = uint64(len(b.Records))
-	if p.heldLeft == 0 {
-		out, err := p.transform(ctx, b, it.source)
-		if err == nil {
-			p.fill(e, b, out, it.source)
-			p.effects <- e
-			return
-		}
-		p.hold(ctx, err)
-	}
-	if len(b.Records) > 0 {
-		e.hold = &heldBatch{source: it.source, time: b.Time, records: b.Records}
-		p.heldLeft += uint64(len(b.Records))
-	}
-	p.effects <- e
-}
-
 // fill turns what the chain made of a batch into its effect. The classes of
 // input records are counted one by one.
-func (p *pipeline) fill(e *effect, b *abi.Batch, out passed, source string) {
+func (p *pipeline) fill(e *effect, b *abi.Batch, out passed, source string, r *recall) {
 	produced := make([]bool, len(b.Records))
 	id := sinks.ID{Pipeline: p.commit.id, Batch: e.seq}
 	for i := range out.rows {
@@ -313,7 +321,7 @@ func (p *pipeline) fill(e *effect, b *abi.Batch, out passed, source string) {
 		e.outputs = append(e.outputs, output{destination: p.destination(source, r.handle), id: id, record: r.rec})
 	}
 	e.counts.Emitted = uint64(len(out.rows))
-	e.kv = p.chain.memo.accept(e.seq)
+	e.kv = r.accept(e.seq)
 	for _, m := range out.metrics {
 		m.st.observe(m.Metric)
 	}

@@ -146,7 +146,7 @@ func perInstance(r *report, h *sandbox.Host, lang string, wasm []byte) error {
 		return err
 	}
 	release()
-	before := resident()
+	before, heap := resident(), held()
 	is := make([]*sandbox.Instance, n)
 	for k := range is {
 		if is[k], err = m.Instantiate(ctx, sandbox.Env{Name: lang, Config: map[string]string{"op": scale}, Logger: quiet}); err != nil {
@@ -158,6 +158,7 @@ func perInstance(r *report, h *sandbox.Host, lang string, wasm []byte) error {
 	}
 	release()
 	r.note("memory of an instance after a batch of 1000/"+lang, (resident()-before)/n/(1<<20), "MiB")
+	r.note("heap of an instance/"+lang, (held()-heap)/n/(1<<20), "MiB")
 	r.note("linear memory of an instance/"+lang, float64(is[0].MemoryBytes())/(1<<20), "MiB")
 	for _, i := range is {
 		err = errors.Join(err, i.Close(ctx))
@@ -177,14 +178,21 @@ func swaps(r *report, h *sandbox.Host, g *guests) error {
 	ctx, in := context.Background(), plant(1, 100, false)[0]
 	swap := func(n int, wasm []byte) error {
 		for range n {
-			m, i, err := deployed(h, wasm, scale, sandbox.Limits{})
+			m, err := h.Compile(ctx, wasm)
 			if err != nil {
 				return err
 			}
-			if _, err := i.Process(ctx, in); err != nil {
+			p, err := m.NewPool(ctx, sandbox.Env{Name: "swapped", Config: map[string]string{"op": scale}, Logger: quiet}, 0)
+			if err != nil {
 				return err
 			}
-			if err := errors.Join(i.Close(ctx), m.Close(ctx)); err != nil {
+			i, err := p.Get(ctx, nil)
+			if err != nil {
+				return err
+			}
+			_, err = i.Process(ctx, in)
+			p.Put(ctx, i)
+			if err := errors.Join(err, p.Close(ctx), m.Close(ctx)); err != nil {
 				return err
 			}
 		}

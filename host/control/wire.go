@@ -145,8 +145,12 @@ type ModuleInUse struct {
 	Faults  uint64  `json:"faults"`
 	Seconds float64 `json:"seconds"`    // time spent inside, summed
 	Fuel    uint64  `json:"fuel"`       // fuel burnt, summed
-	Memory  uint64  `json:"memory"`     // linear memory now, in bytes
+	Memory  uint64  `json:"memory"`     // linear memory of all instances, in bytes
 	Last    string  `json:"last_fault"` // words of the last fault, "" if none
+	// Instances are those of the revision that runs; Recycled counts those that were
+	// replaced because their memory had grown.
+	Instances int    `json:"instances"`
+	Recycled  uint64 `json:"recycled"`
 	// FaultsByClass counts faults by class; Counters and Gauges are the metrics of
 	// the module's own.
 	FaultsByClass map[string]uint64  `json:"faults_by_class,omitempty"`

@@ -29,6 +29,8 @@ type guest struct {
 	functions        func(a *asm) // functions 0.. after the imports
 	marker           string
 	memory           string
+	pages            uint32 // the memory's maximum; 0 is that of newAsm
+	table            bool   // has a table of one function
 }
 
 func (g guest) bytes() []byte {
@@ -44,6 +46,12 @@ func (g guest) bytes() []byte {
 	}
 	if g.memory != "" {
 		a.memory = g.memory
+	}
+	if g.pages != 0 {
+		a.max = g.pages
+	}
+	if g.table {
+		a.tables = append(a.tables, []byte{0x70, 0, 1})
 	}
 	a.fn(g.marker, "", "")
 	a.fn(abi.ExportAlloc, "i", "i", get(0), i32(8<<10), gtU, when(g.alloc...), i32(4096))

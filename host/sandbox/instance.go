@@ -39,7 +39,7 @@ type Instance struct {
 	limits abi.OutputLimits
 	logs   logs
 
-	mod                        api.Module // nil until instantiated, and after a fault that a snapshot cannot mend
+	mod                        api.Module // nil until instantiated, and after a call that a snapshot cannot undo
 	alloc, process, tick, stop api.Function
 	fuel, depth                api.MutableGlobal
 	memory                     memory
@@ -50,7 +50,6 @@ type Instance struct {
 	call       call
 	granted    int64 // the fuel of the running slice
 	now, mono  int64 // the clocks that the module sees: microseconds, nanoseconds
-	booted     int64 // mono when the snapshot was taken
 	out        abi.Outputs
 	state      state
 	metrics    []Metric // by id, with the changes of this call
@@ -141,8 +140,7 @@ func (i *Instance) boot(ctx context.Context) error {
 			return refuse("edgehost_init refused the deployment with code %d: %s", code, words)
 		}
 	}
-	i.snapshot.take(mod, i.module.meter)
-	i.booted = i.mono
+	i.snapshot.take(i)
 	return nil
 }
 
@@ -197,17 +195,18 @@ func (i *Instance) run(ctx context.Context, in *abi.Batch, flags uint32) (*Resul
 		i.result.Out, i.result.Rejects = i.out.Out, i.out.Rejects
 		i.effects()
 		i.result.Fuel = i.call.used + i.granted - int64(i.fuel.Get())
+		if i.env.Strict {
+			i.reset()
+		}
 		return &i.result, nil
 	}
 	overflow := isOverflow(err)
 	err = i.fault(ctx, err)
-	if overflow || !i.snapshot.restore(i.mod) {
-		// The next call starts a fresh instance. After an overflow that also gives
-		// back the engine's stack, which stays as large as it became.
-		i.drop()
-		return nil, err
+	if overflow {
+		i.drop() // gives back the engine's stack, which stays as large as it became
+	} else {
+		i.reset()
 	}
-	i.base, i.room, i.mono = 0, 0, i.booted
 	return nil, err
 }
 
@@ -220,6 +219,9 @@ func (i *Instance) batch(ctx context.Context, in *abi.Batch, flags uint32) error
 	if uint64(len(image)) > uint64(i.room) {
 		if err := i.grow(ctx, len(image)); err != nil {
 			return err
+		}
+		if i.env.Strict {
+			i.snapshot.take(i) // the arena outlives the batches, which leave nothing else
 		}
 		if image, err = i.arena.Encode(in, i.base, flags); err != nil {
 			return err

@@ -20,7 +20,7 @@ type Limits struct {
 	RowsOutExtra    int           //
 	BytesOutFactor  int           // bytes out <= BytesOutFactor * bytes in + BytesOutExtra
 	BytesOutExtra   int           //
-	LogBytes        int           // bytes of log a second; what is more is dropped and counted
+	LogBytes        int           // bytes of log a second of each instance; what is more is dropped and counted
 }
 
 // DefaultLimits are the limits of docs/abi.md: a Go module that decodes JSON in
@@ -76,6 +76,9 @@ type Env struct {
 	KV             KV                // what kv_get reads; nil grants no state
 	Limits         Limits            // the zero value means DefaultLimits
 	Logger         *slog.Logger      // what the module logs; never nil
+	// Strict puts the instance back after every call, not only after a fault: no
+	// call sees anything of an earlier one but what KV gives.
+	Strict bool
 }
 
 // outputLimits are the limits in the terms of the abi.

@@ -3,8 +3,9 @@
 // knows the abi, not the pipelines.
 //
 //	wasm ──Compile──> Module ──Instantiate──> Instance ──Process──> Result | *Fault
-//	      scan, meter,        _initialize, init,         lay out, call,
-//	      compile, check      snapshot                   read back
+//	      scan, meter,  │     _initialize, init,  ^      lay out, call,
+//	      compile, check│     snapshot            │      read back
+//	                    └─────NewPool──> Pool ──Get
 //
 // A module has its own memory, the functions of docs/abi.md and nothing else: no
 // files, no sockets, no clock but the batch's. It can neither stop the process nor

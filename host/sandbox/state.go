@@ -88,6 +88,9 @@ func (i *Instance) read(key string) ([]byte, bool) {
 		}
 	}
 	i.call.charge(kvReadCost)
+	if !i.call.commits {
+		return nil, false // the module starts or stops: there is no source whose state it could be
+	}
 	value, ok, err := i.env.KV.Get(key)
 	if err != nil {
 		panic(fmt.Errorf("%w: read state of the module: %w", errHost, err))

@@ -12,6 +12,11 @@
 //   COUNT   numbers the records of each source over all batches, by a number that
 //           it remembers; a tick emits that number at the address "count"; traps
 //           at an address that ends in "trap" after it wrote
+//   TALLY   counts its batches in its memory and writes the number into every value
+//   ADD     adds the number ADD to every value
+//   BURN    works on each record for a time that depends on its event time, up to
+//           BURN rounds; traps at an address that ends in "burst"
+//   START   traps in edgehost_init when its configuration has the key "trap"
 //   ROUTE   sends records whose integer value is a multiple of ten to the output
 //           "second"
 #include <stdint.h>
@@ -71,6 +76,15 @@ EXPORT("edgehost_init") int32_t init(void) {
 }
 #endif
 
+#ifdef START
+__attribute__((import_module("edgehost"), import_name("config_get")))
+int32_t config_get(const char *key, uint32_t n, void *buf, uint32_t limit);
+EXPORT("edgehost_init") int32_t init(void) {
+  if (config_get("trap", 4, 0, 0) >= 0) __builtin_trap();
+  return 0;
+}
+#endif
+
 #ifdef COUNT
 #define IMPORT(name) __attribute__((import_module("edgehost"), import_name(name)))
 IMPORT("kv_get") int32_t kv_get(const char *key, uint32_t n, void *buf, uint32_t limit);
@@ -102,6 +116,10 @@ EXPORT("edgehost_process") int32_t process(uint32_t batch) {
   int64_t n = remembered(), last = n + h->n_rows;
   kv_set("n", 1, &last, sizeof last, 0);
 #endif
+#ifdef TALLY
+  static int64_t batches = 0;
+  batches++;
+#endif
   for (uint32_t i = 0; i < h->n_rows; i++) {
     row *r = AT(row, h->rows + i * h->row_size);
 #ifdef BROKEN
@@ -112,6 +130,11 @@ EXPORT("edgehost_process") int32_t process(uint32_t batch) {
 #endif
 #ifdef COUNT
     if (ENDS(r->address, "trap")) __builtin_trap();
+#endif
+#ifdef BURN
+    if (ENDS(r->address, "burst")) __builtin_trap();
+    uint64_t spin = (uint64_t)r->event_time * 0x9E3779B97F4A7C15u;
+    for (volatile uint32_t x = (spin >> 32) % BURN; x; x--) {}
 #endif
 #ifdef POISON
     if (ENDS(r->address, "trap")) __builtin_trap();
@@ -138,6 +161,12 @@ EXPORT("edgehost_process") int32_t process(uint32_t batch) {
 #ifdef STAMP
     o->value.f64 = STAMP;
     o->kind = 4;
+#endif
+#ifdef ADD
+    o->value.f64 += ADD;
+#endif
+#ifdef TALLY
+    o->value.i64 = batches;
 #endif
 #ifdef ROUTE
     if (o->kind == 2 && o->value.i64 % 10 == 0) o->output = (uint32_t)second;
