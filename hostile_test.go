@@ -302,8 +302,7 @@ func startHostileSite(t *testing.T) *hostileSite {
 	return s
 }
 
-// await waits until ok holds for the source of every attack, and looks at the
-// good ones all the time.
+// await waits until ok has held for the source of every attack.
 func (s *hostileSite) await(what string, ok func(name string, now control.SourceStatus) bool) {
 	s.t.Helper()
 	deadline := time.After(60 * time.Second)
