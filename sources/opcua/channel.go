@@ -157,6 +157,9 @@ func decodeError(frame []byte) error {
 	if _, err := e.Decode(frame[frameHead:]); err != nil {
 		return fmt.Errorf("%w: error message: %w", errChunk, err)
 	}
+	if e.Reason != "" {
+		return fmt.Errorf("server says %.200q: %w", e.Reason, e)
+	}
 	return e
 }
 
