@@ -33,6 +33,9 @@ type hostileRelay struct {
 	// hostile is the kind of frame that is replaced, as kindOf says; "" is none.
 	hostile atomic.Pointer[string]
 	struck  atomic.Int64 // how often it was hostile
+
+	mu    sync.Mutex
+	conns map[net.Conn]bool
 }
 
 // attack is what a hostile server sends, and what the status of the source says
@@ -56,7 +59,7 @@ func startHostileRelay(t *testing.T, target string, a attack) *hostileRelay {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &hostileRelay{addr: lis.Addr().String(), target: target, attack: a}
+	r := &hostileRelay{addr: lis.Addr().String(), target: target, attack: a, conns: map[net.Conn]bool{}}
 	r.behave()
 	var wg sync.WaitGroup
 	wg.Go(func() {
@@ -75,9 +78,22 @@ func startHostileRelay(t *testing.T, target string, a attack) *hostileRelay {
 func (r *hostileRelay) behave()            { r.strike("") }
 func (r *hostileRelay) strike(kind string) { r.hostile.Store(&kind) }
 
+// cut closes every connection.
+func (r *hostileRelay) cut() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for c := range r.conns {
+		c.Close()
+	}
+	clear(r.conns)
+}
+
 func (r *hostileRelay) relay(ctx context.Context, client net.Conn) {
 	defer client.Close()
 	defer context.AfterFunc(ctx, func() { client.Close() })()
+	r.mu.Lock()
+	r.conns[client] = true
+	r.mu.Unlock()
 	server, err := net.Dial("tcp", r.target)
 	if err != nil {
 		return
