@@ -251,7 +251,7 @@ var attacks = map[string]attack{
 	"negative-array":     {first: "OPN", forge: message(0, noTable, operand(u32([]byte{0x86}, 0xfffffffe))), opening: "cannot be decoded"},
 	"nested-variants":    {first: "OPN", forge: message(0, noTable, operand(bytes.Repeat([]byte{0x18}, deep))), opening: "stack is used up", working: "stack is used up"},
 	"nested-diagnostics": {first: "OPN", forge: message(0, bytes.Repeat([]byte{0x40}, deep)), opening: "stack is used up", working: "stack is used up"},
-	"no-buffer":          {first: "ACK", forge: buffers(0), opening: "chunks of 0 bytes"},
+	"no-buffer":          {first: "ACK", forge: buffers(0), opening: "chunks of 0 bytes", working: "chunks of 0 bytes"},
 	"huge-buffer":        {first: "ACK", forge: buffers(0xffffffff)},
 }
 
@@ -393,10 +393,11 @@ func TestHostileServer(t *testing.T) {
 	s.await("values once the server behaves", flows)
 	for _, r := range s.relays {
 		r.struck.Store(0)
-		if r.attack.first != "ACK" {
-			r.strike("READ")
+		if r.attack.first == "ACK" { // there is none in a session at work
+			r.strike("ACK")
+			r.cut()
 		} else {
-			r.struck.Store(1) // there is no greeting in a session at work
+			r.strike("READ")
 		}
 	}
 	s.await("what happens in a session at work to be told", told(func(a attack) string { return a.working }))
