@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net"
 	"sync"
@@ -22,6 +23,8 @@ const (
 	// tokenLife is how long we ask a security token to live; it is renewed after
 	// three quarters of what the server grants (Part 4, 5.5.2.1).
 	tokenLife = time.Hour
+	// goodbye is how long the end of a channel may take.
+	goodbye = 2 * time.Second
 	// sequenceWrap is how close to the end a sequence number starts again (Part 6,
 	// 6.7.2.4).
 	sequenceWrap = 1024
@@ -126,6 +129,9 @@ func (c *channel) hello(ctx context.Context, endpoint string) error {
 		return err
 	}
 	frame, err := readChunk(c.in)
+	if errors.Is(err, errChunk) {
+		return fmt.Errorf("what answers is no OPC UA server: %w", err)
+	}
 	if err != nil {
 		return err
 	}
@@ -245,8 +251,10 @@ func (c *channel) close() {
 	alive := c.err == nil
 	c.mu.Unlock()
 	if alive {
+		// Also for a write that waits for a peer which does not read.
+		_ = c.conn.SetWriteDeadline(time.Now().Add(goodbye))
 		// The server learns of the end in any case.
-		_ = c.send("CLO", 0, &ua.CloseSecureChannelRequest{RequestHeader: &ua.RequestHeader{AuthenticationToken: ua.NewTwoByteNodeID(0), Timestamp: time.Now()}}, 2*time.Second)
+		_ = c.send("CLO", 0, &ua.CloseSecureChannelRequest{RequestHeader: &ua.RequestHeader{AuthenticationToken: ua.NewTwoByteNodeID(0), Timestamp: time.Now()}}, goodbye)
 	}
 	c.fail(net.ErrClosed)
 	c.wg.Wait()
