@@ -19,8 +19,8 @@ import (
 )
 
 // opcuaPeer starts the node-opcua server of the OPC UA suite with ten counters,
-// ten changes a second, and returns its endpoint and what stops the counters
-// and returns their last value.
+// ten changes a second, on open and on secured channels, and returns its endpoint
+// and what stops the counters and returns their last value.
 func opcuaPeer(t *testing.T) (endpoint string, freeze func() int) {
 	t.Helper()
 	const folder = "sources/opcua/testdata"
@@ -28,7 +28,7 @@ func opcuaPeer(t *testing.T) (endpoint string, freeze func() int) {
 		t.Fatal("node-opcua is not installed: run conformance/install-opcua.sh first")
 	}
 	port := port(freePort(t))
-	cmd := exec.Command("node", "server.js", fmt.Sprintf(`{"dir":%q,"port":%s,"counters":10,"everyMs":100}`, t.TempDir(), port))
+	cmd := exec.Command("node", "server.js", fmt.Sprintf(`{"dir":%q,"port":%s,"counters":10,"everyMs":100,"secure":true}`, t.TempDir(), port))
 	cmd.Dir = folder
 	in, err := cmd.StdinPipe()
 	if err != nil {
