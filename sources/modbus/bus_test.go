@@ -396,7 +396,7 @@ func TestSourceThatLeavesStopsItsPoll(t *testing.T) {
 func TestRefusedCertificateShowsAsSuch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		line := &fakeLine{answer: func(request) (data, error) {
-			return data{}, classify(&net.OpError{Op: "remote error", Err: errors.New("tls: certificate required")})
+			return data{}, classifyStream(&net.OpError{Op: "remote error", Err: errors.New("tls: certificate required")})
 		}}
 		b := newBench(t, line, "modbus+tls://h", oneRegister)
 		stop := b.run(t)
