@@ -7,9 +7,10 @@ import (
 	"github.com/edgehost/edgehost/abi"
 )
 
-// quiet remembers the last reply to one request of a plan, so that a reply that
-// is the same, byte for byte, costs one comparison and not one for each point.
-// It belongs to the source's goroutine; the bus only hands it through.
+// quiet remembers the last reply to one request of a plan, so that what is the
+// same, byte for byte, costs a comparison and is not decoded again: a value that
+// made no record then makes none now, and one that did has been reported. It
+// belongs to the source's goroutine; the bus only hands it through.
 type quiet struct {
 	last  data
 	epoch int // of the source when last was taken; -1: nothing to compare with
@@ -26,30 +27,45 @@ func newQuiet(points []Point, list []int) *quiet {
 	return &quiet{epoch: -1}
 }
 
-// unchanged reports whether b can make no record, because it is like the reply
-// before and no point has been reported or become bad by another way since.
-func (s *Source) unchanged(b block) bool {
+// before returns the reply before b, with which it can be compared; ok is false
+// when every point is to be looked at, because there is none, or because a point
+// has been reported or become bad by another way since. b takes its place.
+func (s *Source) before(b block) (last data, ok bool) {
 	q := b.quiet
-	switch {
-	case q == nil:
-		return false
-	case b.err != nil:
-		q.epoch = -1
-		return false
-	case q.epoch == s.epoch && bytes.Equal(q.last.words, b.data.words) && slices.Equal(q.last.bits, b.data.bits):
-		return true
+	if q == nil {
+		return data{}, false
 	}
+	if b.err != nil {
+		q.epoch = -1
+		return data{}, false
+	}
+	last, ok = q.last, q.epoch == s.epoch
 	q.last, q.epoch = b.data, s.epoch
-	return false
+	return last, ok
 }
 
 // block appends the records that b makes.
 func (s *Source) block(recs []abi.Record, b block) []abi.Record {
-	if s.unchanged(b) {
+	last, ok := s.before(b)
+	if ok && bytes.Equal(last.words, b.data.words) && slices.Equal(last.bits, b.data.bits) {
 		return recs
 	}
 	for _, i := range b.points {
+		if ok && s.points[i].same(last, b.data, b.start) {
+			continue
+		}
 		recs = s.point(recs, i, b)
 	}
 	return recs
+}
+
+// same reports whether p holds the same in two replies to one request, which
+// begin at start.
+func (p *Point) same(a, b data, start uint16) bool {
+	from := int(p.Offset - start)
+	if p.Type.bits() {
+		return a.bits[from] == b.bits[from]
+	}
+	to := 2 * (from + p.Width)
+	return string(a.words[2*from:to]) == string(b.words[2*from:to])
 }
