@@ -32,16 +32,15 @@ const (
 )
 
 const (
-	modbusRounds = 21
+	modbusRounds = 11
 	modbusTurn   = 250 * time.Millisecond
 	modbusWarmUp = 50 * time.Millisecond
 	modbusUnits  = 120 // so that a source with an interval of 1 ms is never idle
-	modbusStride = 10  // one register in so many has moved when a unit is polled again
 )
 
-// modbusPeers is the C programs, and the server that runs.
+// modbusPeers is the C programs, what the server serves, and where it listens.
 type modbusPeers struct {
-	client, port string
+	server, client, image, port string
 }
 
 func benchModbus(ctx context.Context, r *report) error {
@@ -53,11 +52,10 @@ func benchModbus(ctx context.Context, r *report) error {
 		return fmt.Errorf("make temporary folder: %w", err)
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
-	p, stop, err := startModbusPeers(ctx, dir)
+	p, err := makeModbusPeers(ctx, dir)
 	if err != nil {
 		return err
 	}
-	defer stop()
 	for _, registers := range []int{10, 125} {
 		if err := raceModbus(ctx, r, p, registers); err != nil {
 			return err
@@ -80,49 +78,59 @@ func planModbus(r *report) error {
 	return r.atMost("modbus_requests_for_200_scattered_fields", float64(len(plan)), "requests", mostRequests)
 }
 
-// startModbusPeers compiles the C programs and starts the server.
-func startModbusPeers(ctx context.Context, dir string) (p modbusPeers, stop func(), err error) {
-	server := filepath.Join(dir, "server")
-	p.client = filepath.Join(dir, "client")
-	for out, source := range map[string]string{server: "sources/modbus/testdata/libmodbus_server.c", p.client: "bench/sources/testdata/libmodbus_client.c"} {
+// makeModbusPeers compiles the C programs.
+func makeModbusPeers(ctx context.Context, dir string) (modbusPeers, error) {
+	p := modbusPeers{server: filepath.Join(dir, "server"), client: filepath.Join(dir, "client"), image: filepath.Join(dir, "image")}
+	for out, source := range map[string]string{p.server: "sources/modbus/testdata/libmodbus_server.c", p.client: "bench/sources/testdata/libmodbus_client.c"} {
 		cc := exec.CommandContext(ctx, "gcc", "-O2", "-Wall", "-I/usr/include/modbus", "-o", out, source, "-lmodbus")
 		if said, err := cc.CombinedOutput(); err != nil {
-			return p, nil, fmt.Errorf("compile %s (run conformance/install-modbus.sh, and this from the root of the repository): %w: %s", source, err, said)
+			return p, fmt.Errorf("compile %s (run conformance/install-modbus.sh, and this from the root of the repository): %w: %s", source, err, said)
 		}
 	}
 	words := make([]byte, 400)
 	for i := range 200 {
 		words[2*i+1] = byte(i)
 	}
-	image := filepath.Join(dir, "image")
-	if err := os.WriteFile(image, []byte("holding "+hex.EncodeToString(words)+"\n"), 0o600); err != nil {
-		return p, nil, fmt.Errorf("write image: %w", err)
+	if err := os.WriteFile(p.image, []byte("holding "+hex.EncodeToString(words)+"\n"), 0o600); err != nil {
+		return p, fmt.Errorf("write image: %w", err)
 	}
+	return p, nil
+}
+
+// start starts the server. Its registers move: when a unit is polled again, one
+// of the registers that are read has changed, another one every time.
+func (p *modbusPeers) start(registers int) (stop func(), err error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		return p, nil, fmt.Errorf("find a free port: %w", err)
+		return nil, fmt.Errorf("find a free port: %w", err)
 	}
 	_, p.port, _ = net.SplitHostPort(l.Addr().String())
 	if err := l.Close(); err != nil {
-		return p, nil, fmt.Errorf("free the port: %w", err)
+		return nil, fmt.Errorf("free the port: %w", err)
 	}
 	const never = "0" // is a reply late
-	cmd := exec.Command(server, image, "tcp", p.port, "1", never, "0", strconv.Itoa(modbusUnits), strconv.Itoa(modbusStride))
+	cmd := exec.Command(p.server, p.image, "tcp", p.port, "1", never, "0", strconv.Itoa(modbusUnits), strconv.Itoa(registers))
 	if stop, err = startPeer(cmd, p.port); err != nil {
-		return p, nil, fmt.Errorf("start server: %w", err)
+		return nil, fmt.Errorf("start server: %w", err)
 	}
-	return p, stop, nil
+	return stop, nil
 }
 
 // contender polls for one turn and returns its rate; cost is the processor time
 // of a poll in microseconds, 0 when it is another process.
 type contender func(ctx context.Context, p modbusPeers, registers int) (rate, cost float64, err error)
 
-// raceModbus lets the contenders take turns. The registers move, so that a source
-// that reports changes makes records of a tenth of what it polls. A bare library
-// throws away what it reads; a source that makes a record of every value is
-// compared with a loop over the library that makes the same records.
+// raceModbus lets the contenders take turns. No reply is like the one before: a
+// source that reports changes compares every value and makes a record of one. A
+// bare library throws away what it reads; a source that makes a record of every
+// value is compared, without a gate, with that and with a loop over the library
+// that makes the same records.
 func raceModbus(ctx context.Context, r *report, p modbusPeers, registers int) error {
+	stop, err := p.start(registers)
+	if err != nil {
+		return err
+	}
+	defer stop()
 	const library, changes, libmodbus, libraryRecords, allRecords = 0, 1, 2, 3, 4
 	contenders := []contender{
 		library: func(_ context.Context, p modbusPeers, n int) (float64, float64, error) {
@@ -160,7 +168,7 @@ func raceModbus(ctx context.Context, r *report, p modbusPeers, registers int) er
 	return errors.Join(
 		r.atLeast(prefix+"polls_of_bare_simonvetter", ratio(rates, changes, library), "ratio", leastOfLibrary),
 		r.atLeast(prefix+"polls_of_bare_libmodbus", ratio(rates, changes, libmodbus), "ratio", leastOfLibmodbus),
-		r.atLeast(prefix+"all_records_polls_of_simonvetter_with_records", ratio(rates, allRecords, libraryRecords), "ratio", leastOfLibrary),
+		r.say(prefix+"all_records_polls_of_simonvetter_with_records", ratio(rates, allRecords, libraryRecords), "ratio"),
 		r.say(prefix+"all_records_polls_of_bare_simonvetter", ratio(rates, allRecords, library), "ratio"),
 		r.say(prefix+"processor_time_of_bare_simonvetter", ratio(costs, changes, library), "ratio"),
 		r.say(prefix+"all_records_processor_time_of_simonvetter_with_records", ratio(costs, allRecords, libraryRecords), "ratio"),

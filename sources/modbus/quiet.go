@@ -12,19 +12,38 @@ import (
 // made no record then makes none now, and one that did has been reported. It
 // belongs to the source's goroutine; the bus only hands it through.
 type quiet struct {
+	where []extent // of the request's points: close together, and so cheap to walk
 	last  data
 	epoch int // of the source when last was taken; -1: nothing to compare with
+}
+
+// extent is where a point lies in a reply, in bytes or in bits.
+type extent struct{ from, to uint16 }
+
+func (e extent) same(a, b data) bool {
+	if len(a.bits) > 0 {
+		return a.bits[e.from] == b.bits[e.from]
+	}
+	return string(a.words[e.from:e.to]) == string(b.words[e.from:e.to])
 }
 
 // newQuiet returns nil when a reply that is like the last can still make
 // records: a point is reported always, or anew after a time.
 func newQuiet(points []Point, list []int) *quiet {
-	for _, i := range list {
-		if p := &points[i]; p.Report != OnChange || p.Heartbeat != 0 {
+	start, _ := span(points, list)
+	q := &quiet{where: make([]extent, len(list)), epoch: -1}
+	for n, i := range list {
+		p := &points[i]
+		if p.Report != OnChange || p.Heartbeat != 0 {
 			return nil
 		}
+		e := extent{p.Offset - start, p.Offset - start + uint16(p.Width)}
+		if !p.Type.bits() {
+			e = extent{2 * e.from, 2 * e.to}
+		}
+		q.where[n] = e
 	}
-	return &quiet{epoch: -1}
+	return q
 }
 
 // before returns the reply before b, with which it can be compared; ok is false
@@ -50,22 +69,11 @@ func (s *Source) block(recs []abi.Record, b block) []abi.Record {
 	if ok && bytes.Equal(last.words, b.data.words) && slices.Equal(last.bits, b.data.bits) {
 		return recs
 	}
-	for _, i := range b.points {
-		if ok && s.points[i].same(last, b.data, b.start) {
+	for n, i := range b.points {
+		if ok && b.quiet.where[n].same(last, b.data) {
 			continue
 		}
 		recs = s.point(recs, i, b)
 	}
 	return recs
-}
-
-// same reports whether p holds the same in two replies to one request, which
-// begin at start.
-func (p *Point) same(a, b data, start uint16) bool {
-	from := int(p.Offset - start)
-	if p.Type.bits() {
-		return a.bits[from] == b.bits[from]
-	}
-	to := 2 * (from + p.Width)
-	return string(a.words[2*from:to]) == string(b.words[2*from:to])
 }
