@@ -31,6 +31,7 @@ func checkPeer(t *testing.T, endpoint, extra string, image peerImage) {
 	if d := cmp.Diff(image.want, got); d != "" {
 		t.Error(d)
 	}
+	t.Logf("%d values of %d are right", len(image.want), len(got))
 	if s := b.status.Snapshot(); b.count(MetricReopens) != 0 || b.count(MetricSplits) != 0 {
 		t.Errorf("%v", s)
 	}

@@ -162,7 +162,9 @@ func TestMBAPWhatCameBeforeTheRequestIsNoReply(t *testing.T) {
 func TestMBAPForeignRepliesDoNotProlongTheWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l, peer := pipeLink(t)
+		done := make(chan struct{})
 		go func() {
+			defer close(done)
 			peer.answer(1000, func(r []byte) []byte { return mbapBytes(r, 2, askUnit, 3, 4, 9, 9, 9, 9) })
 			for {
 				time.Sleep(100 * time.Millisecond)
@@ -176,6 +178,8 @@ func TestMBAPForeignRepliesDoNotProlongTheWait(t *testing.T) {
 		if _, err := l.read(askUnit, Holding, askStart, askCount); !errors.Is(err, errSilent) || time.Since(begin) != l.timeout {
 			t.Errorf("got %v after %v, want a time-out after %v", err, time.Since(begin), l.timeout)
 		}
+		l.close()
+		<-done
 	})
 }
 
