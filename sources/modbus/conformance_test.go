@@ -5,6 +5,7 @@ package modbus
 import (
 	"fmt"
 	"maps"
+	"math/rand/v2"
 	"os"
 	"slices"
 	"strings"
@@ -41,29 +42,18 @@ func checkPeer(t *testing.T, endpoint, extra string, image peerImage) {
 // over five transports.
 func TestSmokePeers(t *testing.T) {
 	image := newPeerImage(t)
-	for _, peer := range []struct {
-		name, scheme string
-		command      func(port string) []string
-	}{
-		{"pymodbus", "modbus+tcp", func(port string) []string {
-			return []string{python, "testdata/pymodbus_server.py", image.path, "tcp", port}
-		}},
-		{"libmodbus", "modbus", func(port string) []string { return []string{libmodbusServer(t), image.path, "tcp", port} }},
-		{"modbus-serial", "modbus+tcp", func(port string) []string {
-			return []string{"node", "testdata/modbus_serial_server.js", image.path, port}
-		}},
-		{"jsmodbus", "modbus+tcp", func(port string) []string { return []string{"node", "testdata/jsmodbus_server.js", image.path, port} }},
-		{"pymodbus RTU over TCP", "modbus+rtutcp", func(port string) []string {
-			return []string{python, "testdata/pymodbus_server.py", image.path, "rtutcp", port}
-		}},
-	} {
+	for _, peer := range tcpPeers(t, image.path) {
 		t.Run(peer.name, func(t *testing.T) {
 			port := freePort(t)
-			command := peer.command(port)
-			spawnTCP(t, port, command[0], command[1:]...)
-			checkPeer(t, peer.scheme+"://127.0.0.1:"+port, "", image)
+			peer.start(t, port)
+			checkPeer(t, "modbus+tcp://127.0.0.1:"+port, "", image)
 		})
 	}
+	t.Run("pymodbus RTU over TCP", func(t *testing.T) {
+		port := freePort(t)
+		spawnTCP(t, port, python, "testdata/pymodbus_server.py", image.path, "rtutcp", port)
+		checkPeer(t, "modbus+rtutcp://127.0.0.1:"+port, "", image)
+	})
 	t.Run("pymodbus UDP", func(t *testing.T) {
 		port := freePort(t)
 		spawn(t, python, "testdata/pymodbus_server.py", image.path, "udp", port)
@@ -201,22 +191,40 @@ func TestAbsentUnitAmongTenOfAPeer(t *testing.T) {
 	})
 	took := time.Since(begin)
 	stop()
+	t.Logf("20 polls of 200 ms of nine units beside an absent one took %v, %v overruns", took, b.count(MetricOverruns)-overruns)
 	if got["4"] != 0 || took > 9*time.Second {
 		t.Errorf("20 polls of 200 ms took %v; absent unit: %d records; %v overruns", took, got["4"], b.count(MetricOverruns)-overruns)
 	}
 }
 
-// TestLateRepliesOfAPeer lets every third reply of a libmodbus slave on a
-// serial line come late, until there were 1,000 of them on eight lines.
+// TestLateRepliesOfAPeer lets every third reply of a libmodbus slave come late,
+// until there were 1,000 of them on eight serial lines, and on eight connections.
 func TestLateRepliesOfAPeer(t *testing.T) {
-	const most, lines = 1000, 8
 	numbers := numbersImage(t, 400)
+	t.Run("serial line", func(t *testing.T) {
+		lateReplies(t, func(delay string) string {
+			l := newLine(t)
+			spawn(t, libmodbusServer(t), numbers, "rtu", l.slave, "1", "3", delay)
+			return "modbus+rtu://" + l.master
+		}, "serial: {baud_rate: 115200}\n")
+	})
+	t.Run("TCP", func(t *testing.T) {
+		lateReplies(t, func(delay string) string {
+			port := freePort(t)
+			spawnTCP(t, port, libmodbusServer(t), numbers, "tcp", port, "1", "3", delay)
+			return "modbus+tcp://127.0.0.1:" + port
+		}, "")
+	})
+}
+
+// lateReplies reads eight slaves; start starts one of a delay in milliseconds.
+func lateReplies(t *testing.T, start func(delay string) (endpoint string), extra string) {
+	const most, lines = 1000, 8
 	benches, stops := make([]*bench, lines), make([]func(), lines)
 	for i := range benches {
-		l := newLine(t)
 		// From just too late to later than the quiet time after it.
-		spawn(t, libmodbusServer(t), numbers, "rtu", l.slave, "1", "3", fmt.Sprint(25+15*(i%4)))
-		benches[i] = onWire(t, "modbus+rtu://"+l.master, fourBlocks+"timeout_ms: 20\nserial: {baud_rate: 115200}\n")
+		endpoint := start(fmt.Sprint(25 + 15*(i%4)))
+		benches[i] = onWire(t, endpoint, fourBlocks+"timeout_ms: 20\n"+extra)
 		stops[i] = benches[i].run(t)
 	}
 	right := make([]int, lines)
@@ -235,7 +243,7 @@ func TestLateRepliesOfAPeer(t *testing.T) {
 	stopAll(stops...)
 	for i, b := range benches {
 		if right[i] += checkNumbers(t, b); right[i] == 0 {
-			t.Errorf("line %d gave no value", i)
+			t.Errorf("slave %d gave no value", i)
 		}
 	}
 	if late < most {
@@ -244,30 +252,88 @@ func TestLateRepliesOfAPeer(t *testing.T) {
 	t.Logf("%v time-outs, 0 wrong of %v values", late, right)
 }
 
-func TestServerRestart(t *testing.T) {
+// TestScatteredFieldsTakeThreeRequests reads 200 fields that are strewn over 370
+// registers, with default settings.
+func TestScatteredFieldsTakeThreeRequests(t *testing.T) {
+	port := freePort(t)
+	spawnTCP(t, port, libmodbusServer(t), numbersImage(t, 370), "tcp", port)
+	text := "addressing: zero_based\npoll_interval_ms: 100\nregisters:\n"
+	for _, at := range rand.New(rand.NewPCG(1, 2)).Perm(370)[:200] {
+		text += fmt.Sprintf("  - {address: %d, register_type: holding}\n", at)
+	}
+	b := onWire(t, "modbus+tcp://127.0.0.1:"+port, text)
+	stop := b.run(t)
+	right := 0
+	eventually(t, "20 polls", func() bool { right += checkNumbers(t, b); return right >= 20*200 })
+	stop()
+	right += checkNumbers(t, b)
+	polls, requests := b.count(MetricPolls), b.count(MetricRequests)
+	t.Logf("%v requests in %v polls of 200 fields: %d values, 0 wrong", requests, polls, right)
+	if requests > 3*polls {
+		t.Errorf("%v requests a poll, want 3", requests/polls)
+	}
+}
+
+// TestBackAfterTheServer kills a server 20 times, for between half a second and
+// five, and takes the time from when it listens again to the first good record.
+// The back-off of the supervisor decides about it.
+func TestBackAfterTheServer(t *testing.T) {
+	const rounds, most = 20, 10 * time.Second
 	numbers, port := numbersImage(t, 20), freePort(t)
 	server := spawnTCP(t, port, libmodbusServer(t), numbers, "tcp", port)
 	b := onWire(t, "modbus+tcp://127.0.0.1:"+port, numbersConfig(10, ""))
 	stop := b.run(t)
-	right := 0
-	eventually(t, "values", func() bool { right += checkNumbers(t, b); return right > 100 })
-	server.kill()
-	eventually(t, "the source to notice", func() bool { return b.status.Snapshot().State == sources.Reconnecting })
-	bad := 0
-	for _, r := range b.take() {
-		if r.Status != 0 {
-			bad++
-		}
+	var took []time.Duration
+	for round := range rounds {
+		right := 0
+		eventually(t, "values", func() bool { right += checkNumbers(t, b); return right > 0 })
+		server.kill()
+		eventually(t, "the source to notice", func() bool { return b.status.Snapshot().State == sources.Reconnecting })
+		<-time.After(500*time.Millisecond + time.Duration(round)*4500*time.Millisecond/(rounds-1))
+		server = spawn(t, libmodbusServer(t), numbers, "tcp", port)
+		awaitListen(t, port)
+		begin := time.Now()
+		b.take()
+		right = 0
+		eventually(t, "values after the restart", func() bool { right += checkNumbers(t, b); return right > 0 })
+		took = append(took, time.Since(begin))
 	}
-	if bad != 10 {
-		t.Errorf("%d bad records, want one for each of 10 points", bad)
-	}
-	spawnTCP(t, port, libmodbusServer(t), numbers, "tcp", port)
-	begin := time.Now()
-	right = 0
-	eventually(t, "values after the restart", func() bool { right += checkNumbers(t, b); return right > 0 })
-	t.Logf("back %v after the server", time.Since(begin))
 	stop()
+	slices.Sort(took)
+	p95 := took[rounds*95/100-1]
+	t.Logf("back after the server, %d times: median %v, p95 %v, longest %v", rounds, took[rounds/2], p95, took[rounds-1])
+	if p95 > most {
+		t.Errorf("p95 is %v", p95)
+	}
+}
+
+func TestServerRestart(t *testing.T) {
+	numbers := numbersImage(t, 20)
+	for _, peer := range tcpPeers(t, numbers) {
+		t.Run(peer.name, func(t *testing.T) {
+			port := freePort(t)
+			server := peer.start(t, port)
+			b := onWire(t, "modbus+tcp://127.0.0.1:"+port, numbersConfig(10, ""))
+			stop := b.run(t)
+			right := 0
+			eventually(t, "values", func() bool { right += checkNumbers(t, b); return right > 100 })
+			server.kill()
+			eventually(t, "the source to notice", func() bool { return b.status.Snapshot().State == sources.Reconnecting })
+			bad := 0
+			for _, r := range b.take() {
+				if r.Status != 0 {
+					bad++
+				}
+			}
+			if bad != 10 {
+				t.Errorf("%d bad records, want one for each of 10 points", bad)
+			}
+			peer.start(t, port)
+			right = 0
+			eventually(t, "values after the restart", func() bool { right += checkNumbers(t, b); return right > 0 })
+			stop()
+		})
+	}
 }
 
 func TestPlugIsPulled(t *testing.T) {
@@ -327,6 +393,7 @@ func TestSmokeTLS(t *testing.T) {
 	endpoint := "modbus+tls://127.0.0.1:" + secure
 	client := fmt.Sprintf("client_cert_path: %s, client_key_path: %s", cert, key)
 	checkPeer(t, endpoint, fmt.Sprintf("tls: {enabled: true, ca_cert_path: %s, %s}\n", ca, client), image)
+	checkPeer(t, endpoint, fmt.Sprintf("tls: {enabled: true, min_version: '1.3', server_name: plc.example, ca_cert_path: %s, %s}\n", ca, client), image)
 
 	for name, c := range map[string]struct {
 		tls   string
@@ -334,6 +401,7 @@ func TestSmokeTLS(t *testing.T) {
 	}{
 		"another authority":     {fmt.Sprintf("ca_cert_path: %s, %s", otherCA, client), sources.AuthFailed},
 		"no client certificate": {"ca_cert_path: " + ca, sources.AuthFailed},
+		"another name":          {fmt.Sprintf("server_name: other.example, ca_cert_path: %s, %s", ca, client), sources.AuthFailed},
 		"missing file":          {"ca_cert_path: /nowhere", sources.Failed},
 	} {
 		t.Run(name, func(t *testing.T) {

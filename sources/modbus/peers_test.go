@@ -204,6 +204,52 @@ func spawnTCP(t *testing.T, port, name string, args ...string) *process {
 	return p
 }
 
+// awaitListen waits until a port is listened on, without a connection to it.
+func awaitListen(t *testing.T, port string) {
+	t.Helper()
+	n, err := strconv.Atoi(port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	listens := fmt.Sprintf(":%04X 00000000:0000 0A ", n) // proc(5): local port, no peer, LISTEN
+	eventually(t, "the peer to listen on port "+port, func() bool {
+		table, err := os.ReadFile("/proc/net/tcp")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.Contains(string(table), listens)
+	})
+}
+
+// tcpPeer is a server of Modbus TCP that nobody here wrote.
+type tcpPeer struct {
+	name    string
+	command func(port string) []string
+}
+
+// start starts the peer and waits until it takes connections.
+func (p tcpPeer) start(t *testing.T, port string) *process {
+	t.Helper()
+	command := p.command(port)
+	return spawnTCP(t, port, command[0], command[1:]...)
+}
+
+// tcpPeers is the four of them, each of which serves image.
+func tcpPeers(t *testing.T, image string) []tcpPeer {
+	t.Helper()
+	libmodbus := libmodbusServer(t)
+	return []tcpPeer{
+		{"pymodbus", func(port string) []string {
+			return []string{python, "testdata/pymodbus_server.py", image, "tcp", port}
+		}},
+		{"libmodbus", func(port string) []string { return []string{libmodbus, image, "tcp", port} }},
+		{"modbus-serial", func(port string) []string {
+			return []string{"node", "testdata/modbus_serial_server.js", image, port}
+		}},
+		{"jsmodbus", func(port string) []string { return []string{"node", "testdata/jsmodbus_server.js", image, port} }},
+	}
+}
+
 func awaitPort(t *testing.T, port string) {
 	t.Helper()
 	eventually(t, "the peer to listen on port "+port, func() bool {
@@ -294,7 +340,7 @@ func certificates(t *testing.T) (ca, cert, key string) {
 		t.Fatal(err)
 	}
 	leafKey, leafDER := makeCert(t, &x509.Certificate{SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "plc"},
-		NotBefore: now.Add(-time.Hour), NotAfter: now.Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		NotBefore: now.Add(-time.Hour), NotAfter: now.Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, DNSNames: []string{"plc.example"},
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}}, authority, caKey)
 	keyDER, err := x509.MarshalPKCS8PrivateKey(leafKey)
 	if err != nil {
