@@ -105,6 +105,19 @@ func median(values []float64) float64 {
 	return values[len(values)/2]
 }
 
+// freePort finds a port of the loopback address.
+func freePort() (string, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", fmt.Errorf("find a free port: %w", err)
+	}
+	if err := l.Close(); err != nil {
+		return "", fmt.Errorf("free the port: %w", err)
+	}
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	return port, err
+}
+
 // startPeer starts a server and waits until it listens on port. stop ends it.
 func startPeer(cmd *exec.Cmd, port string) (stop func(), err error) {
 	if err := cmd.Start(); err != nil {

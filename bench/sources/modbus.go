@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -32,15 +31,22 @@ const (
 )
 
 const (
-	modbusRounds = 11
+	modbusRounds = 21
 	modbusTurn   = 250 * time.Millisecond
 	modbusWarmUp = 50 * time.Millisecond
 	modbusUnits  = 120 // so that a source with an interval of 1 ms is never idle
 )
 
-// modbusPeers is the C programs, what the server serves, and where it listens.
+// modbusPeers is the C programs, what the server serves, and where.
 type modbusPeers struct {
-	server, client, image, port string
+	client, server, image, port string
+}
+
+// serve is the server. Its registers move: when a unit is polled again, one of the
+// registers that are read has changed, another one every time.
+func (p modbusPeers) serve() *exec.Cmd {
+	const never = "0" // is a reply late
+	return exec.Command(p.server, p.image, "tcp", p.port, "1", never, "0", strconv.Itoa(modbusUnits))
 }
 
 func benchModbus(ctx context.Context, r *report) error {
@@ -52,10 +58,15 @@ func benchModbus(ctx context.Context, r *report) error {
 		return fmt.Errorf("make temporary folder: %w", err)
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
-	p, err := makeModbusPeers(ctx, dir)
+	p, err := buildModbusPeers(ctx, dir)
 	if err != nil {
 		return err
 	}
+	stop, err := startPeer(p.serve(), p.port)
+	if err != nil {
+		return fmt.Errorf("start server: %w", err)
+	}
+	defer stop()
 	for _, registers := range []int{10, 125} {
 		if err := raceModbus(ctx, r, p, registers); err != nil {
 			return err
@@ -78,9 +89,9 @@ func planModbus(r *report) error {
 	return r.atMost("modbus_requests_for_200_scattered_fields", float64(len(plan)), "requests", mostRequests)
 }
 
-// makeModbusPeers compiles the C programs.
-func makeModbusPeers(ctx context.Context, dir string) (modbusPeers, error) {
-	p := modbusPeers{server: filepath.Join(dir, "server"), client: filepath.Join(dir, "client"), image: filepath.Join(dir, "image")}
+// buildModbusPeers compiles the C programs.
+func buildModbusPeers(ctx context.Context, dir string) (p modbusPeers, err error) {
+	p = modbusPeers{client: filepath.Join(dir, "client"), server: filepath.Join(dir, "server"), image: filepath.Join(dir, "image")}
 	for out, source := range map[string]string{p.server: "sources/modbus/testdata/libmodbus_server.c", p.client: "bench/sources/testdata/libmodbus_client.c"} {
 		cc := exec.CommandContext(ctx, "gcc", "-O2", "-Wall", "-I/usr/include/modbus", "-o", out, source, "-lmodbus")
 		if said, err := cc.CombinedOutput(); err != nil {
@@ -94,26 +105,8 @@ func makeModbusPeers(ctx context.Context, dir string) (modbusPeers, error) {
 	if err := os.WriteFile(p.image, []byte("holding "+hex.EncodeToString(words)+"\n"), 0o600); err != nil {
 		return p, fmt.Errorf("write image: %w", err)
 	}
-	return p, nil
-}
-
-// start starts the server. Its registers move: when a unit is polled again, one
-// of the registers that are read has changed, another one every time.
-func (p *modbusPeers) start(registers int) (stop func(), err error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return nil, fmt.Errorf("find a free port: %w", err)
-	}
-	_, p.port, _ = net.SplitHostPort(l.Addr().String())
-	if err := l.Close(); err != nil {
-		return nil, fmt.Errorf("free the port: %w", err)
-	}
-	const never = "0" // is a reply late
-	cmd := exec.Command(p.server, p.image, "tcp", p.port, "1", never, "0", strconv.Itoa(modbusUnits), strconv.Itoa(registers))
-	if stop, err = startPeer(cmd, p.port); err != nil {
-		return nil, fmt.Errorf("start server: %w", err)
-	}
-	return stop, nil
+	p.port, err = freePort()
+	return p, err
 }
 
 // contender polls for one turn and returns its rate; cost is the processor time
@@ -126,11 +119,6 @@ type contender func(ctx context.Context, p modbusPeers, registers int) (rate, co
 // value is compared, without a gate, with that and with a loop over the library
 // that makes the same records.
 func raceModbus(ctx context.Context, r *report, p modbusPeers, registers int) error {
-	stop, err := p.start(registers)
-	if err != nil {
-		return err
-	}
-	defer stop()
 	const library, changes, libmodbus, libraryRecords, allRecords = 0, 1, 2, 3, 4
 	contenders := []contender{
 		library: func(_ context.Context, p modbusPeers, n int) (float64, float64, error) {

@@ -276,9 +276,9 @@ func TestScatteredFieldsTakeThreeRequests(t *testing.T) {
 
 // TestBackAfterTheServer kills a server 20 times, for between half a second and
 // five, and takes the time from when it listens again to the first good record.
-// The back-off of the supervisor decides about it.
+// The supervisor decides about it: back-off alone would double with every restart.
 func TestBackAfterTheServer(t *testing.T) {
-	const rounds, most = 20, 10 * time.Second
+	const rounds, most = 20, 3 * time.Second
 	numbers, port := numbersImage(t, 20), freePort(t)
 	server := spawnTCP(t, port, libmodbusServer(t), numbers, "tcp", port)
 	b := onWire(t, "modbus+tcp://127.0.0.1:"+port, numbersConfig(10, ""))

@@ -1,10 +1,10 @@
 /* libmodbus as a peer:
- *   libmodbus_server IMAGE tcp PORT [UNIT EVERY DELAY_MS [ROUND STRIDE]]
+ *   libmodbus_server IMAGE tcp PORT [UNIT EVERY DELAY_MS [ROUND]]
  *   libmodbus_server IMAGE rtu TTY UNIT [EVERY DELAY_MS]
  * IMAGE as in pymodbus_server.py. With EVERY, each EVERY-th reply comes DELAY_MS
  * late; the requests that arrive meanwhile are answered after it, in order.
- * With ROUND, after as many requests each STRIDE-th holding register counts up,
- * another one every time, so that each register moves in STRIDE rounds. */
+ * With ROUND, after as many requests one of the registers that were read last
+ * counts up, another one every time. */
 #include <modbus.h>
 #include <errno.h>
 #include <stdio.h>
@@ -155,7 +155,7 @@ int main(int argc, char **argv)
 		fail("load image");
 	int tcp = !strcmp(argv[2], "tcp");
 	int every = argc > 6 ? atoi(argv[5]) : 0, delay = argc > 6 ? atoi(argv[6]) : 0;
-	int round = argc > 8 ? atoi(argv[7]) : 0, stride = argc > 8 ? atoi(argv[8]) : 1;
+	int round = argc > 7 ? atoi(argv[7]) : 0;
 	modbus_t *ctx = tcp ? modbus_new_tcp("127.0.0.1", atoi(argv[3])) : modbus_new_rtu(argv[3], 115200, 'N', 8, 1);
 	if (!ctx)
 		fail("new");
@@ -170,7 +170,7 @@ int main(int argc, char **argv)
 			fail("connect");
 	}
 	uint8_t query[MODBUS_TCP_MAX_ADU_LENGTH];
-	for (int n = 1, asked = 0, phase = 0;;) {
+	for (int n = 1, asked = 0;;) {
 		if (tcp && modbus_tcp_accept(ctx, &listener) < 0)
 			fail("accept");
 		for (;;) {
@@ -183,9 +183,8 @@ int main(int argc, char **argv)
 				usleep(delay * 1000);
 			modbus_reply(ctx, query, length, map);
 			if (round && ++asked % round == 0) {
-				for (int i = phase; i < map->nb_registers; i += stride)
-					map->tab_registers[i]++;
-				phase = (phase + 1) % stride;
+				int start = query[8] << 8 | query[9], count = query[10] << 8 | query[11]; /* of a read over TCP */
+				map->tab_registers[start + asked / round % count]++;
 			}
 		}
 		modbus_close(ctx);
