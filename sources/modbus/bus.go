@@ -374,7 +374,7 @@ func (b *bus) connect() error {
 	b.buses.mu.Unlock()
 	l, err := b.buses.dial(b.conn, b.log)
 	if err != nil {
-		return fmt.Errorf("open %s: %w", b.conn.key(), err)
+		return openError(b.conn, err)
 	}
 	b.link, b.used = l, false
 	b.log.Debug("modbus connection opened")

@@ -24,6 +24,11 @@ const (
 	MetricClamped      = "scaled_value_clamped_total"         // scaled_value beyond 32 bits
 )
 
+// metrics is all of them: each stands on /metrics from the start, so that a rate
+// sees the first event.
+var metrics = []string{MetricPolls, MetricRequests, MetricPollErrors, MetricExceptions, MetricTimeouts, MetricReopens, MetricOverruns,
+	MetricBackpressure, MetricPollSeconds, MetricSplits, MetricUnitsDown, MetricClamped}
+
 // splitsPerPoll bounds how long a poll can be held up by the search for a
 // refused address; the next poll goes on from where this one stopped.
 const splitsPerPoll = 32
