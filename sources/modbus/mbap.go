@@ -104,7 +104,7 @@ func (l *mbap) read(slave uint8, t RegisterType, start uint16, count int) (data,
 		f, size, err := cutFrame(l.buf[:l.got])
 		switch {
 		case err != nil:
-			return data{}, lostError{err}
+			return data{}, err
 		case size == 0:
 			if err := l.receive(); err != nil {
 				return data{}, err
@@ -139,11 +139,8 @@ func (l *mbap) receive() error {
 func (l *mbap) passOver() error {
 	for l.got > 0 {
 		_, size, err := cutFrame(l.buf[:l.got])
-		if err != nil {
-			return lostError{err}
-		}
-		if size == 0 {
-			return nil
+		if err != nil || size == 0 {
+			return err
 		}
 		l.drop(size)
 	}
