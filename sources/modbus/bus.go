@@ -100,12 +100,14 @@ type member struct {
 type tally struct {
 	since           time.Time // begin of the first poll of it
 	polls, requests int
+	overruns        int
 	spent           time.Duration
 }
 
 func (m *member) settle() {
 	m.status.Add(MetricPolls, float64(m.tally.polls))
 	m.status.Add(MetricRequests, float64(m.tally.requests))
+	m.status.Add(MetricOverruns, float64(m.tally.overruns))
 	m.status.Add(MetricPollSeconds, m.tally.spent.Seconds())
 	m.tally = tally{}
 }
@@ -299,12 +301,11 @@ func (b *bus) tick(m *member, g *pollGroup, now time.Time) {
 	}
 	missed := now.Sub(g.next) / g.interval
 	g.next = g.next.Add((missed + 1) * g.interval)
-	if missed > 0 {
-		m.status.Add(MetricOverruns, float64(missed))
-	}
+	m.tally.overruns += int(missed)
 	if g.queued.Load() >= waiting {
-		m.status.Add(MetricOverruns, 1)
+		m.tally.overruns++
 		m.status.Add(MetricBackpressure, 1)
+		m.settle()
 		return
 	}
 	p := poller{bus: b, member: m, group: g, begin: now, budget: splitsPerPoll, out: g.slots[g.turn][:0]}
