@@ -2,6 +2,8 @@ package modbus
 
 import (
 	"bytes"
+	"encoding/binary"
+	"math/bits"
 	"slices"
 
 	"github.com/edgehost/edgehost/abi"
@@ -19,13 +21,6 @@ type quiet struct {
 
 // extent is where a point lies in a reply, in bytes or in bits.
 type extent struct{ from, to uint16 }
-
-func (e extent) same(a, b data) bool {
-	if len(a.bits) > 0 {
-		return a.bits[e.from] == b.bits[e.from]
-	}
-	return string(a.words[e.from:e.to]) == string(b.words[e.from:e.to])
-}
 
 // newQuiet returns nil when a reply that is like the last can still make
 // records: a point is reported always, or anew after a time.
@@ -69,11 +64,48 @@ func (s *Source) block(recs []abi.Record, b block) []abi.Record {
 	if ok && bytes.Equal(last.words, b.data.words) && slices.Equal(last.bits, b.data.bits) {
 		return recs
 	}
-	for n, i := range b.points {
-		if ok && b.quiet.where[n].same(last, b.data) {
-			continue
+	if !ok {
+		for _, i := range b.points {
+			recs = s.point(recs, i, b)
 		}
-		recs = s.point(recs, i, b)
+		return recs
+	}
+	c := comparison{a: last, b: b.data}
+	for n, i := range b.points {
+		if c.differs(b.quiet.where[n]) {
+			recs = s.point(recs, i, b)
+		}
 	}
 	return recs
+}
+
+// comparison finds the extents in which two replies to one request differ. It is
+// asked in the order of from.
+type comparison struct {
+	a, b data
+	same int // bytes are equal from an earlier extent's begin up to here
+}
+
+func (c *comparison) differs(e extent) bool {
+	if len(c.a.bits) > 0 {
+		return c.a.bits[e.from] != c.b.bits[e.from]
+	}
+	if int(e.from) >= c.same {
+		c.same = int(e.from) + equalBytes(c.a.words[e.from:], c.b.words[e.from:])
+	}
+	return int(e.to) > c.same
+}
+
+// equalBytes returns how many bytes at the begin of a and b, which are of one
+// length, are equal. It takes eight at a time.
+func equalBytes(a, b []byte) (n int) {
+	for ; n+8 <= len(a); n += 8 {
+		if x := binary.LittleEndian.Uint64(a[n:]) ^ binary.LittleEndian.Uint64(b[n:]); x != 0 {
+			return n + bits.TrailingZeros64(x)/8
+		}
+	}
+	for n < len(a) && a[n] == b[n] {
+		n++
+	}
+	return n
 }
