@@ -33,7 +33,7 @@ const (
 const (
 	modbusRounds = 51
 	modbusTurn   = 100 * time.Millisecond // short: what else runs on the machine hits all contenders alike
-	modbusUnits  = 60                    // so that a source with an interval of 1 ms is never idle
+	modbusUnits  = 60                     // so that a source with an interval of 1 ms is never idle
 )
 
 // modbusPeers is the C programs, what the server serves, and where.
