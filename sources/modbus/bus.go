@@ -141,12 +141,14 @@ type member struct {
 type tally struct {
 	since           time.Time // begin of the first poll of it
 	polls, requests int
+	overruns        int
 	spent           time.Duration
 }
 
 func (m *member) settle() {
 	m.status.Add(MetricPolls, float64(m.tally.polls))
 	m.status.Add(MetricRequests, float64(m.tally.requests))
+	m.status.Add(MetricOverruns, float64(m.tally.overruns))
 	m.status.Add(MetricPollSeconds, m.tally.spent.Seconds())
 	m.tally = tally{}
 }
@@ -341,12 +343,11 @@ func (b *bus) tick(m *member, g *pollGroup, now time.Time) {
 	}
 	missed := now.Sub(g.next) / g.interval
 	g.next = g.next.Add((missed + 1) * g.interval)
-	if missed > 0 {
-		m.status.Add(MetricOverruns, float64(missed))
-	}
+	m.tally.overruns += int(missed)
 	if g.queued.Load() >= waiting {
-		m.status.Add(MetricOverruns, 1)
+		m.tally.overruns++
 		m.status.Add(MetricBackpressure, 1)
+		m.settle()
 		return
 	}
 	p := poller{bus: b, member: m, group: g, begin: now, budget: splitsPerPoll, out: g.slots[g.turn][:0]}
@@ -416,7 +417,7 @@ func (b *bus) connect() error {
 	b.buses.mu.Unlock()
 	l, err := b.buses.dial(b.conn, b.log)
 	if err != nil {
-		return fmt.Errorf("open %s: %w", b.conn.key(), err)
+		return openError(b.conn, err)
 	}
 	b.link, b.used = l, false
 	b.up.Store(true)

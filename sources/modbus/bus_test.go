@@ -3,6 +3,9 @@ package modbus
 import (
 	"errors"
 	"fmt"
+	"io/fs"
+	"log/slog"
+	"math"
 	"net"
 	"slices"
 	"strings"
@@ -319,7 +322,7 @@ func TestConnectionThatCannotBeOpened(t *testing.T) {
 		if len(recs) != 2 || recs[0].Status != statusNotConnected {
 			t.Errorf("got %+v, want one bad record for each point", recs)
 		}
-		if s := b.status.Snapshot(); s.State != sources.Reconnecting || s.Detail != "open tcp://h:502: connection refused" {
+		if s := b.status.Snapshot(); s.State != sources.Reconnecting || !strings.HasPrefix(s.Detail, "connect to tcp://h:502: connection refused: check the endpoint") {
 			t.Errorf("state %s: %s", s.State, s.Detail)
 		}
 		var at []time.Duration
@@ -432,7 +435,7 @@ func TestSourceThatLeavesStopsItsPoll(t *testing.T) {
 func TestRefusedCertificateShowsAsSuch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		line := &fakeLine{answer: func(request) (data, error) {
-			return data{}, classify(&net.OpError{Op: "remote error", Err: errors.New("tls: certificate required")})
+			return data{}, classifyStream(&net.OpError{Op: "remote error", Err: errors.New("tls: certificate required")})
 		}}
 		b := newBench(t, line, "modbus+tls://h", oneRegister)
 		stop := b.run(t)
@@ -487,4 +490,80 @@ func TestWhatWasReadBeforeTheConnectionBrokeIsDelivered(t *testing.T) {
 			t.Error(d)
 		}
 	})
+}
+
+// TestMetricsStandFromTheStart holds the names to what the documentation says.
+func TestMetricsStandFromTheStart(t *testing.T) {
+	b := newBench(t, &fakeLine{}, "modbus+tcp://h", oneRegister)
+	want := map[string]float64{}
+	for _, name := range []string{"modbus_polls_total", "modbus_requests_total", "modbus_poll_errors_total", "modbus_exceptions_total", "modbus_timeouts_total",
+		"modbus_reopens_total", "modbus_poll_overruns_total", "modbus_backpressure_skips_total", "modbus_poll_duration_seconds_total", "modbus_splits_total",
+		"modbus_units_down", "scaled_value_clamped_total"} {
+		want[name] = 0
+	}
+	if d := cmp.Diff(want, b.status.Snapshot().Counters); d != "" {
+		t.Error(d)
+	}
+}
+
+// TestMetricsCountWhatHappened reads a device that refuses, is silent and answers,
+// in turn.
+func TestMetricsCountWhatHappened(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := 0
+		line := &fakeLine{}
+		line.answer = func(r request) (data, error) {
+			time.Sleep(100 * time.Millisecond)
+			switch n++; n % 3 {
+			case 1:
+				return data{}, exception(4)
+			case 2:
+				return data{}, errSilent
+			}
+			return numbered(r), nil
+		}
+		b := newBench(t, line, "modbus+tcp://h", oneRegister+"retries: 0\npoll_interval_ms: 1000")
+		stop := b.run(t)
+		time.Sleep(9*time.Second - 500*time.Millisecond)
+		stop()
+		s := b.status.Snapshot()
+		got := []float64{b.count(MetricPolls), b.count(MetricRequests), b.count(MetricPollErrors), b.count(MetricExceptions), b.count(MetricTimeouts),
+			b.count(MetricReopens), b.count(MetricOverruns), math.Round(10 * b.count(MetricPollSeconds)), float64(s.Records), float64(s.Bytes)}
+		// Three polls of each kind: three that are good make 2 records and 4 bytes
+		// each, and every run of bad ones makes 2 records.
+		if want := []float64{9, 9, 6, 3, 3, 3, 0, 9, 12, 12}; !slices.Equal(got, want) {
+			t.Errorf("got %v, want %v", got, want)
+		}
+	})
+}
+
+func TestWordsOfAConnectionThatCannotBeOpened(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	closed := ln.Addr().String()
+	ln.Close()
+	for _, c := range []struct {
+		s    settings
+		want string
+	}{
+		{settings{transport: "tcp", address: closed}, "nothing listens there: check the endpoint"},
+		{settings{transport: "tcp+tls", address: closed}, "nothing listens there: check the endpoint"},
+		{settings{transport: "rtuovertcp", address: closed}, "nothing listens there: check the endpoint"},
+		{settings{transport: "rtu", address: "/nowhere/ttyUSB0", serial: SerialConfig{BaudRate: 9600, DataBits: 8, StopBits: 1, Parity: "N"}}, "plug the adapter in"},
+		{settings{transport: "tcp+tls", address: closed, tls: sources.TLSConfig{CACertPath: "/nowhere"}}, "read tls.ca_cert_path"},
+	} {
+		c.s.timeout = time.Second
+		_, err := dial(c.s, slog.New(slog.DiscardHandler))
+		if err == nil {
+			t.Fatalf("%s was opened", c.s.key())
+		}
+		if got := openError(c.s, err).Error(); !strings.Contains(got, c.want) || !strings.Contains(got, c.s.key()) {
+			t.Errorf("got %q, want %q", got, c.want)
+		}
+	}
+	if got := openError(settings{transport: "rtu"}, fs.ErrPermission).Error(); !strings.Contains(got, "dialout") {
+		t.Errorf("got %q", got)
+	}
 }

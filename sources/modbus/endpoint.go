@@ -1,7 +1,9 @@
 package modbus
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/url"
 	"path/filepath"
@@ -43,6 +45,21 @@ func (s settings) key() string { return s.transport + "://" + s.address }
 // rtu reports whether frames carry no transaction number, so that a late reply
 // cannot be told from the one that is awaited.
 func (s settings) rtu() bool { return s.transport == "rtu" || s.transport == "rtuovertcp" }
+
+// openError words why the connection could not be opened, and what to do.
+func openError(s settings, err error) error {
+	switch {
+	case sources.ErrorState(err) != sources.Reconnecting:
+		return fmt.Errorf("open %s: %w", s.key(), err)
+	case s.transport != "rtu":
+		return sources.DialError(s.key(), err)
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("open %s: %w: let the user that runs edgehost use it (group dialout on many systems)", s.key(), err)
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("open %s: %w: plug the adapter in; /dev/serial/by-id names one wherever it is plugged in", s.key(), err)
+	}
+	return fmt.Errorf("open %s: %w", s.key(), err)
+}
 
 // difference names the first configuration key in which s and o differ.
 func (s settings) difference(o settings) string {

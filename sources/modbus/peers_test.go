@@ -14,44 +14,94 @@ import (
 	"encoding/pem"
 	"fmt"
 	"io"
+	"maps"
 	"math/big"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"time"
-
-	"github.com/edgehost/edgehost/abi"
 )
 
-// goldenImage lays the golden vectors, each under each byte order, one after
-// the other into a table of registers. It returns the table and the entries of
-// registers that read it, with what each must hold.
-func goldenImage(table RegisterType, reverse bool) (words string, registers string, want map[string]string) {
+// plantValues is what the peers encode, each by its own means, in every byte
+// order, into both tables of registers. No byte of it comes from this package.
+var plantValues = []struct {
+	kind   string // type of the configuration; bit:N and string:N
+	values []string
+}{
+	{"bool", []string{"0", "1"}}, {"bit:0", []string{"0", "1"}}, {"bit:9", []string{"0", "1"}}, {"bit:15", []string{"0", "1"}},
+	{"int8", []string{"-128", "-2", "127"}}, {"int8_high", []string{"-128", "-2", "127"}},
+	{"uint8", []string{"0", "254"}}, {"uint8_high", []string{"0", "254"}},
+	{"int16", []string{"-32768", "-2", "32767"}}, {"uint16", []string{"4660", "65535"}},
+	{"int32", []string{"-2147483648", "-559038737", "2147483647"}}, {"uint32", []string{"305419896", "4294967295"}},
+	{"int64", []string{"-9223372036854775808", "-81985529216486896", "9223372036854775807"}},
+	{"uint64", []string{"81985529216486895", "18446744073709551615"}},
+	{"float16", []string{"-1.5", "65504", "5.960464477539063e-08", "0.0999755859375", "-Infinity", "NaN"}},
+	{"float32", []string{"21.5", "-3.4028234663852886e+38", "1.401298464324817e-45", "0.1", "Infinity", "NaN"}},
+	{"float64", []string{"-3.141592653589793", "1.7976931348623157e+308", "5e-324", "0.1", "-Infinity", "NaN"}},
+	{"string:5", []string{"PUMP1"}}, {"string:6", []string{"AB", "ABCDEF"}}, {"bcd16", []string{"1234", "9999", "7"}}, {"bcd32", []string{"12345678", "99"}},
+}
+
+// plantImage returns the lines from which a peer fills a table, the entries of
+// registers that read it, and what each must hold.
+func plantImage(t *testing.T, table RegisterType, orders []ByteOrder) (image, registers string, want map[string]string) {
+	t.Helper()
 	want = map[string]string{}
-	vectors := slices.Clone(golden)
-	if reverse {
-		slices.Reverse(vectors)
-	}
-	var b strings.Builder
+	var lines, entries strings.Builder
 	at := 0
-	for _, g := range vectors {
-		for i, order := range byteOrders {
-			words += g.wire[i]
-			fmt.Fprintf(&b, "  - {address: %d, register_type: %s, data_type: %s, byte_order: %s, bit: %d, length: %d}\n",
-				at, table, g.point.DataType, order, g.point.Bit, g.point.Length)
-			p := Point{Slave: 1, Type: table, DataType: g.point.DataType, Bit: g.point.Bit}
-			p.place(place{offset: at, number: at}, 0, 1)
-			r := abi.Record{Value: g.want}
-			want[p.Address] = show(&r)
-			at += len(g.wire[i]) / 4
+	seen := map[DataType]bool{}
+	for _, v := range plantValues {
+		kind, number, _ := strings.Cut(v.kind, ":")
+		n, _ := strconv.Atoi(number)
+		p := Point{Slave: 1, Type: table, DataType: DataType(kind), Width: DataType(kind).width()}
+		seen[p.DataType] = true
+		if p.DataType == TypeString {
+			p.Length, p.Width = n, (n+1)/2
+		} else {
+			p.Bit = n
+		}
+		for _, order := range orders {
+			for _, value := range v.values {
+				fmt.Fprintf(&lines, "%s %s %s %s\n", table, v.kind, order, value)
+				fmt.Fprintf(&entries, "  - {address: %d, register_type: %s, data_type: %s, byte_order: %s, bit: %d, length: %d}\n",
+					at, table, p.DataType, order, p.Bit, p.Length)
+				p.place(place{offset: at, number: at}, 0, 1)
+				want[p.Address] = plantText(t, p.DataType, value)
+				at += p.Width
+			}
 		}
 	}
-	return words, b.String(), want
+	for _, d := range DataTypes {
+		if !seen[d] {
+			t.Errorf("no value of type %s", d)
+		}
+	}
+	return lines.String(), entries.String(), want
+}
+
+// plantText is how show prints a value that is written as text.
+func plantText(t *testing.T, d DataType, text string) string {
+	t.Helper()
+	switch d {
+	case TypeBool, TypeBit:
+		return strconv.FormatBool(text == "1")
+	case TypeFloat16, TypeFloat32, TypeFloat64:
+		size := 32
+		if d == TypeFloat64 {
+			size = 64
+		}
+		f, err := strconv.ParseFloat(text, size)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fmt.Sprint(f)
+	}
+	return text
 }
 
 // peerImage is the file that every peer serves, the configuration that reads
@@ -65,11 +115,11 @@ const peerBits = 400
 
 func newPeerImage(t *testing.T) peerImage {
 	t.Helper()
-	holding, a, want := goldenImage(Holding, false)
-	input, b, more := goldenImage(Input, true)
-	for k, v := range more {
-		want[k] = v
-	}
+	backward := slices.Clone(byteOrders)
+	slices.Reverse(backward) // so that the tables differ
+	holding, a, want := plantImage(t, Holding, byteOrders)
+	input, b, more := plantImage(t, Input, backward)
+	maps.Copy(want, more)
 	var coil, discrete strings.Builder
 	for i := range peerBits {
 		bit := i%3 == 0 || i%7 == 2
@@ -79,7 +129,7 @@ func newPeerImage(t *testing.T) peerImage {
 		want[fmt.Sprintf("1:discrete:%d", i)] = fmt.Sprint(!bit)
 	}
 	path := filepath.Join(t.TempDir(), "image")
-	text := fmt.Sprintf("holding %s\ninput %s\ncoil %s\ndiscrete %s\n", holding, input, coil.String(), discrete.String())
+	text := holding + input + fmt.Sprintf("coil %s\ndiscrete %s\n", coil.String(), discrete.String())
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -152,6 +202,52 @@ func spawnTCP(t *testing.T, port, name string, args ...string) *process {
 	p := spawn(t, name, args...)
 	awaitPort(t, port)
 	return p
+}
+
+// awaitListen waits until a port is listened on, without a connection to it.
+func awaitListen(t *testing.T, port string) {
+	t.Helper()
+	n, err := strconv.Atoi(port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	listens := fmt.Sprintf(":%04X 00000000:0000 0A ", n) // proc(5): local port, no peer, LISTEN
+	eventually(t, "the peer to listen on port "+port, func() bool {
+		table, err := os.ReadFile("/proc/net/tcp")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.Contains(string(table), listens)
+	})
+}
+
+// tcpPeer is a server of Modbus TCP that nobody here wrote.
+type tcpPeer struct {
+	name    string
+	command func(port string) []string
+}
+
+// start starts the peer and waits until it takes connections.
+func (p tcpPeer) start(t *testing.T, port string) *process {
+	t.Helper()
+	command := p.command(port)
+	return spawnTCP(t, port, command[0], command[1:]...)
+}
+
+// tcpPeers is the four of them, each of which serves image.
+func tcpPeers(t *testing.T, image string) []tcpPeer {
+	t.Helper()
+	libmodbus := libmodbusServer(t)
+	return []tcpPeer{
+		{"pymodbus", func(port string) []string {
+			return []string{python, "testdata/pymodbus_server.py", image, "tcp", port}
+		}},
+		{"libmodbus", func(port string) []string { return []string{libmodbus, image, "tcp", port} }},
+		{"modbus-serial", func(port string) []string {
+			return []string{"node", "testdata/modbus_serial_server.js", image, port}
+		}},
+		{"jsmodbus", func(port string) []string { return []string{"node", "testdata/jsmodbus_server.js", image, port} }},
+	}
 }
 
 func awaitPort(t *testing.T, port string) {
@@ -244,7 +340,7 @@ func certificates(t *testing.T) (ca, cert, key string) {
 		t.Fatal(err)
 	}
 	leafKey, leafDER := makeCert(t, &x509.Certificate{SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "plc"},
-		NotBefore: now.Add(-time.Hour), NotAfter: now.Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		NotBefore: now.Add(-time.Hour), NotAfter: now.Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, DNSNames: []string{"plc.example"},
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}}, authority, caKey)
 	keyDER, err := x509.MarshalPKCS8PrivateKey(leafKey)
 	if err != nil {

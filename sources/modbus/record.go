@@ -87,12 +87,12 @@ func fixedAttrs(p *Point, tags map[string]string) []abi.Attr {
 	return attrs[:len(attrs):len(attrs)]
 }
 
-// newAttrs returns the fixed attributes of point i with room for three more.
+// newAttrs returns the fixed attributes of point i with room for some more.
 // They are cut from one allocation for many records, which halves the cost of a
 // record.
-func (s *Source) newAttrs(i int) []abi.Attr {
+func (s *Source) newAttrs(i, more int) []abi.Attr {
 	const chunk = 256
-	n := len(s.attrs[i]) + 3
+	n := len(s.attrs[i]) + more
 	if len(s.spare) < n {
 		s.spare = make([]abi.Attr, max(n, chunk))
 	}
@@ -148,8 +148,8 @@ func (s *Source) good(recs []abi.Record, i int, at time.Time, raw abi.Value) []a
 		(p.Heartbeat == 0 || at.Sub(st.at) < p.Heartbeat) {
 		return recs
 	}
-	*st = pointState{known: true, value: value, at: at}
-	attrs := s.newAttrs(i)
+	st.known, st.bad, st.value, st.at = true, false, value, at
+	attrs := s.newAttrs(i, 2)
 	if number, ok := raw.Number(); ok {
 		attrs = append(attrs, abi.Attr{Key: abi.AttrRawValue, Value: abi.Float(number)})
 	}
@@ -175,7 +175,7 @@ func (s *Source) fail(recs []abi.Record, i int, at time.Time, q quality) []abi.R
 	}
 	st.bad = true
 	s.epoch++
-	attrs := s.newAttrs(i)
+	attrs := s.newAttrs(i, 3)
 	attrs = append(attrs, abi.Attr{Key: abi.AttrQuality, Value: abi.String("Bad")},
 		abi.Attr{Key: abi.AttrStatus, Value: abi.String(q.name)},
 		abi.Attr{Key: abi.AttrReason, Value: abi.String(q.reason)})

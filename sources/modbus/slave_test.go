@@ -17,6 +17,7 @@ import (
 // goes over the wire for each request. Replies that come late go to whichever
 // connection is open then, as on a serial line.
 type slave struct {
+	t      *testing.T
 	rtu    bool
 	script func(n int, r wireRequest, s *slave)
 	ln     net.Listener
@@ -42,7 +43,7 @@ func newSlave(t *testing.T, rtu bool, script func(n int, r wireRequest, s *slave
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &slave{rtu: rtu, script: script, ln: ln}
+	s := &slave{t: t, rtu: rtu, script: script, ln: ln}
 	s.wg.Go(s.accept)
 	t.Cleanup(func() {
 		ln.Close()
@@ -98,6 +99,9 @@ func (s *slave) serve(c net.Conn) {
 		if !s.rtu {
 			r.transaction = binary.BigEndian.Uint16(frame)
 			pdu = frame[6:]
+		}
+		if pdu[1] < 1 || pdu[1] > 4 {
+			s.t.Errorf("function %d reached a device", pdu[1])
 		}
 		r.unit, r.fc, r.start, r.count = pdu[0], pdu[1], binary.BigEndian.Uint16(pdu[2:]), binary.BigEndian.Uint16(pdu[4:])
 		s.turn.Lock()

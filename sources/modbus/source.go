@@ -11,8 +11,9 @@
 //
 // A connection is closed and opened again after every failure but an exception.
 // On RTU framing, where a late reply looks like the next one, the line is left
-// alone for one time-out in between. Nothing here can write to a device: the
-// package calls the library's read functions only, and a test holds it to that.
+// alone for one time-out in between. Nothing here can write to a device: over
+// Modbus TCP one type holds a request and can hold a read only, else the
+// library's read functions alone are called, and a test holds the package to both.
 package modbus
 
 import (
@@ -133,8 +134,8 @@ func ValidateEndpoint(endpoint string, cfg Config) []sources.FieldError {
 	if transport != "tcp+tls" && cfg.TLS != (sources.TLSConfig{}) {
 		errs.add("tls", "is for modbus+tls endpoints only; write modbus+tls:// to secure the connection")
 	}
-	if transport == "tcp+tls" {
-		validateTLS(cfg.TLS, &errs)
+	if transport == "tcp+tls" && cfg.TLS.InsecureSkipVerify {
+		errs.add("tls.insecure_skip_verify", "is not supported for modbus+tls: put the device's own certificate into tls.ca_cert_path to trust it alone")
 	}
 	if transport == "rtu" || transport == "rtuovertcp" {
 		points, err := Expand(cfg)
@@ -148,19 +149,6 @@ func ValidateEndpoint(endpoint string, cfg Config) []sources.FieldError {
 		}
 	}
 	return errs
-}
-
-// validateTLS refuses what the Modbus library cannot do.
-func validateTLS(c sources.TLSConfig, errs *fieldErrors) {
-	if c.ServerName != "" {
-		errs.add("tls.server_name", "is not supported for modbus+tls: write the name that the device's certificate carries into the endpoint")
-	}
-	if c.InsecureSkipVerify {
-		errs.add("tls.insecure_skip_verify", "is not supported for modbus+tls: put the device's own certificate into tls.ca_cert_path to trust it alone")
-	}
-	if c.MinVersion == "1.3" {
-		errs.add("tls.min_version", "1.3 is not supported for modbus+tls: leave it out; 1.2 is the least that Modbus/TCP Security allows, and 1.3 is used when the device offers it")
-	}
 }
 
 // Conflict says why s and o cannot run side by side: they share a connection and

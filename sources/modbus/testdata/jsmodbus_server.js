@@ -1,10 +1,9 @@
 // jsmodbus as a peer: jsmodbus_server.js IMAGE PORT; IMAGE as in pymodbus_server.py.
 "use strict";
-const fs = require("fs");
 const net = require("net");
 const { server } = require("jsmodbus");
 
-const image = Object.fromEntries(fs.readFileSync(process.argv[2], "ascii").trim().split("\n").map((l) => l.split(" ")));
+const image = require("./image.js").load(process.argv[2]);
 function bits(text) {
   const out = Buffer.alloc(Math.ceil(text.length / 8));
   [...text].forEach((b, i) => { if (b === "1") out[i >> 3] |= 1 << (i & 7); });

@@ -1,11 +1,10 @@
 // modbus-serial as a peer: modbus_serial_server.js IMAGE PORT [HOLE-HOLE]; IMAGE as in pymodbus_server.py.
 "use strict";
-const fs = require("fs");
 const { ServerTCP } = require("modbus-serial");
 
-const image = Object.fromEntries(fs.readFileSync(process.argv[2], "ascii").trim().split("\n").map((l) => l.split(" ")));
+const image = require("./image.js").load(process.argv[2]);
 const hole = (process.argv[4] || "-1--1").split("-").map(Number);
-const words = (hex) => hex.match(/.{4}/g).map((w) => parseInt(w, 16));
+const words = (hex) => (hex.match(/.{4}/g) || []).map((w) => parseInt(w, 16));
 const tables = { holding: words(image.holding), input: words(image.input), coil: [...image.coil].map((b) => b === "1"), discrete: [...image.discrete].map((b) => b === "1") };
 
 function read(table, at) {
