@@ -5,7 +5,6 @@ package guest
 import (
 	"bytes"
 	"errors"
-	"time"
 	"unsafe"
 
 	"github.com/edgehost/edgehost/abi"
@@ -112,7 +111,7 @@ func hostKVGet(key string) ([]byte, bool) {
 	return v, ok
 }
 
-func hostKVSet(key string, value []byte, _ time.Duration) int32 {
+func hostKVSet(key string, value []byte, _ int64) int32 {
 	switch {
 	case native.KV == nil:
 		return abi.ErrnoDenied

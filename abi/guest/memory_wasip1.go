@@ -2,10 +2,7 @@
 
 package guest
 
-import (
-	"time"
-	"unsafe"
-)
+import "unsafe"
 
 const (
 	chunkWords = 4 << 10
@@ -202,8 +199,8 @@ func hostKVGet(key string) ([]byte, bool) {
 	return fetch(func(buf unsafe.Pointer, size uint32) int32 { return importKVGet(key, buf, size) })
 }
 
-func hostKVSet(key string, value []byte, ttl time.Duration) int32 {
-	return importKVSet(key, unsafe.Pointer(unsafe.SliceData(value)), uint32(len(value)), ttl.Milliseconds())
+func hostKVSet(key string, value []byte, ttl int64) int32 {
+	return importKVSet(key, unsafe.Pointer(unsafe.SliceData(value)), uint32(len(value)), ttl)
 }
 
 func hostKVDelete(key string) int32 { return importKVDelete(key) }
