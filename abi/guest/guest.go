@@ -33,7 +33,8 @@ type operator struct {
 	process func(*header)
 	tick    func(*Emitter)
 	errors  []string // why edgehost_init refuses
-	failed  string   // why the batch fails; "" when it does not
+	fails   bool     // the batch
+	failed  string   // why
 }
 
 // module is the one operator of this module: a module has one memory and one
@@ -41,6 +42,8 @@ type operator struct {
 var module operator
 
 // Map calls f for every record, which f changes, rejects or leaves.
+//
+//go:noinline
 func Map(f func(r *Record)) {
 	register(func(h *header) {
 		r := begin(h)
@@ -53,6 +56,8 @@ func Map(f func(r *Record)) {
 
 // Filter keeps the records for which keep returns true. keep may also change or
 // reject records; a rejected record is kept for that.
+//
+//go:noinline
 func Filter(keep func(r *Record) bool) {
 	register(func(h *header) {
 		r, to := begin(h), h.rows
@@ -72,6 +77,8 @@ func Filter(keep func(r *Record) bool) {
 
 // FlatMap calls f for every record, which f emits as often as it likes, changed in
 // between if it likes. A record that f neither emits nor rejects is filtered.
+//
+//go:noinline
 func FlatMap(f func(r *Record, out *Emitter)) {
 	register(func(h *header) {
 		r, out := begin(h), newEmitter(h)
@@ -110,7 +117,7 @@ func Refuse(reason string) { module.errors = append(module.errors, reason) }
 // Fail makes the whole batch fail with reason, as a panic does: nothing of it counts,
 // and edgehost looks for the record at fault by processing parts of the batch. To
 // refuse one record, use Record.Reject.
-func Fail(reason string) { module.failed = reason }
+func Fail(reason string) { module.fails, module.failed = true, reason }
 
 // Concat is a + b in memory that lives until the next batch: use strings.Clone for
 // what is to be kept. Go's own + costs the module's garbage collector ten times as
@@ -165,7 +172,9 @@ const (
 // dropped, as are lines over the rate limit.
 func Log(level Level, text string) { hostLog(level, text) }
 
-// start is edgehost_init.
+// start is edgehost_init. Outside wasm the directive is ignored.
+//
+//go:wasmexport edgehost_init
 func start() uint32 {
 	if module.process == nil {
 		Refuse("no operator is registered: call guest.Map, guest.Filter or guest.FlatMap in an init function")
@@ -180,15 +189,20 @@ func start() uint32 {
 }
 
 // process is edgehost_process.
+//
+//go:wasmexport edgehost_process
 func process(batch uint32) uint32 {
 	h := open(batch)
 	module.process(h)
-	return end(h)
+	if module.fails {
+		return fail(h)
+	}
+	return 0
 }
 
 // tick is edgehost_tick.
 //
-//nolint:unused // only a WebAssembly build exports it
+//go:wasmexport edgehost_tick
 func tick(batch uint32) uint32 {
 	h := open(batch)
 	out := newEmitter(h)
@@ -196,20 +210,20 @@ func tick(batch uint32) uint32 {
 		module.tick(out)
 	}
 	out.finish()
-	return end(h)
+	if module.fails {
+		return fail(h)
+	}
+	return 0
 }
 
 func open(batch uint32) *header {
 	reset()
 	generation++
-	module.failed = ""
+	module.fails = false
 	return (*header)(at(batch))
 }
 
-func end(h *header) uint32 {
-	if module.failed == "" {
-		return 0
-	}
+func fail(h *header) uint32 {
 	h.err = refOf(module.failed)
 	return 1
 }

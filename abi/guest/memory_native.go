@@ -64,6 +64,14 @@ func reset() {}
 
 func at(ptr uint32) unsafe.Pointer { return unsafe.Pointer(&bytesOf(memory)[ptr]) }
 
+// text is a view of the memory.
+func (r ref) text() string {
+	if r.n == 0 {
+		return ""
+	}
+	return unsafe.String((*byte)(at(r.ptr)), r.n)
+}
+
 // refOf copies s into the memory, unless it lies there already.
 func refOf(s string) ref {
 	if s == "" {

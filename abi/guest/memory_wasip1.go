@@ -18,19 +18,35 @@ var (
 	texts  []string   // refOf
 )
 
-// The free part of the piece in use, as numbers: pointers would cost the garbage
-// collector's barrier.
-var begins, free, ends uint32
+// The same as numbers: a pointer that is stored costs the garbage collector's barrier,
+// and every jump costs a Go module a look into a table. What runs for each batch and
+// each record is therefore written without either.
+var (
+	arenaAt, arenaSize uint32
+	begins, free, ends uint32 // of the piece in use: its span, and where it is free
+	untidy             = true // the last batch needed more than first
+)
 
 func reset() {
+	if untidy {
+		tidy()
+	}
+	free = begins
+}
+
+// tidy drops what the last batch kept beside first.
+//
+//go:noinline
+func tidy() {
 	if first == nil || len(others) > 0 { // as much as the last batch took, within reason
 		first = make([]uint64, min(chunkWords*(1+2*len(others)), mostWords))
 	}
-	use(first)
 	clear(others)
 	others = others[:0]
 	clear(texts)
 	texts = texts[:0]
+	untidy = false
+	use(first)
 }
 
 func use(piece []uint64) {
@@ -43,14 +59,21 @@ func address(words []uint64) uint32 { return uint32(uintptr(unsafe.Pointer(unsaf
 // at is a pointer to an address of the linear memory.
 func at(ptr uint32) unsafe.Pointer { return unsafe.Pointer(uintptr(ptr)) }
 
+// text is a view of the guest's memory. unsafe.String would look at the length three
+// times.
+func (r ref) text() string {
+	s := struct {
+		at unsafe.Pointer
+		n  int
+	}{at(r.ptr), int(r.n)}
+	return *(*string)(unsafe.Pointer(&s))
+}
+
 // refOf is a reference to s, which stays where it is.
 func refOf(s string) ref {
-	if s == "" {
-		return ref{}
-	}
 	p := uint32(uintptr(unsafe.Pointer(unsafe.StringData(s))))
 	if p-begins >= ends-begins {
-		texts = append(texts, s)
+		untidy, texts = true, append(texts, s)
 	}
 	return ref{p, uint32(len(s))}
 }
@@ -65,9 +88,10 @@ func bump(n uint32) uint32 {
 	return p
 }
 
+//go:noinline
 func more(n uint32) {
 	piece := make([]uint64, max(chunkWords, n/8))
-	others = append(others, piece)
+	others, untidy = append(others, piece), true
 	use(piece)
 }
 
@@ -86,8 +110,9 @@ type join struct {
 }
 
 var (
-	joins [1024]join
-	kept  string // the last text of keep: mostly it is the same one again
+	joins  [1024]join
+	kept   string // the last text of keep: mostly it is the same one again
+	keptAt uint64
 )
 
 func where(s string) uint64 {
@@ -97,33 +122,29 @@ func where(s string) uint64 {
 func concat(a, b string) string {
 	ka, kb := where(a), where(b)
 	j := &joins[uint32(kb)/8%uint32(len(joins))]
-	if j.b != kb || j.a != ka || j.gen != generation {
-		*j = join{a: ka, b: kb, gen: generation, out: glue(a, b)}
+	if j.b^kb|j.a^ka|uint64(j.gen^generation) != 0 {
+		if ka != keptAt && uint32(ka)-arenaAt >= arenaSize { // the host's batch stays by itself
+			keep(a)
+		}
+		if uint32(kb)-arenaAt >= arenaSize && kb != keptAt {
+			keep(b)
+		}
+		n := uint32(len(a) + len(b))
+		p := bump((n + 7) &^ 7)
+		to := (*[1 << 30]byte)(at(p))
+		copy(to[:len(a)], a)
+		copy(to[len(a):n], b)
+		j.a, j.b, j.gen, j.out = ka, kb, generation, uint64(p)|uint64(n)<<32
 	}
 	return textOf(j.out)
 }
 
-// keep keeps s where it is until the next batch. The host's batch stays by itself.
+// keep keeps s where it is until the next batch.
+//
+//go:noinline
 func keep(s string) {
-	if w := where(s); uint32(w)-address(arena) < uint32(len(arena))*8 || w == where(kept) {
-		return
-	}
-	texts = append(texts, kept)
-	kept = s
-}
-
-func glue(a, b string) uint64 {
-	n := len(a) + len(b)
-	if n == 0 {
-		return 0
-	}
-	keep(a)
-	keep(b)
-	p := bump((uint32(n) + 7) &^ 7)
-	text := unsafe.Slice((*byte)(at(p)), n)
-	copy(text, a)
-	copy(text[len(a):], b)
-	return uint64(p) | uint64(n)<<32
+	untidy, texts = true, append(texts, kept)
+	kept, keptAt = s, where(s)
 }
 
 //go:wasmexport edgehost_abi_v1
@@ -132,17 +153,9 @@ func exportMarker() {}
 //go:wasmexport edgehost_alloc
 func exportAlloc(size uint32) uint32 {
 	arena = make([]uint64, (size+7)/8)
-	return address(arena)
+	arenaAt, arenaSize = address(arena), uint32(len(arena))*8
+	return arenaAt
 }
-
-//go:wasmexport edgehost_init
-func exportInit() uint32 { return start() }
-
-//go:wasmexport edgehost_process
-func exportProcess(batch uint32) uint32 { return process(batch) }
-
-//go:wasmexport edgehost_tick
-func exportTick(batch uint32) uint32 { return tick(batch) }
 
 //go:wasmimport edgehost log
 func importLog(level uint32, text string) int32
