@@ -287,7 +287,7 @@ func (c *coder) branch(code byte, start int) {
 		if c.r.err != nil {
 			return
 		}
-		asks = asks || c.frames[at].jumps != nil && (code != opBr || !c.leadsForward(start, at))
+		asks = asks || c.frames[at].jumps != nil && !c.leadsForward(start, at)
 	}
 	c.size.branch(targets)
 	if asks {

@@ -27,15 +27,22 @@ func hostile() map[string]func(*asm) {
 		"loop by br_table": func(a *asm) {
 			a.fn("run", none, none, none, []byte{opLoop, blockEmpty}, i32(7), []byte{opBrTable, 1, 0, 0, opEnd})
 		},
-		"jumps back": func(a *asm) { dispatching(a, 0, 0) },
+		"jumps back": func(a *asm) { dispatching(a, 0) },
 		"jump to a block that is closed, from another in its place": func(a *asm) {
-			dispatching(a, 0, 0, opBlock, blockEmpty, opEnd, opBlock, blockEmpty, opI32Const, 0, opLocalSet, 0, opBr, 2, opEnd)
+			dispatching(a, 0, opBlock, blockEmpty, opI32Const, 0, opLocalSet, 0, opBr, 2, opEnd)
 		},
-		"jump back by another local": func(a *asm) { dispatching(a, 1, 1) },
+		"jump back by another local": func(a *asm) {
+			dispatching(a, 0, opI32Const, 1, opLocalSet, 1, opBr, 1)
+		},
 		"jump back behind a jump forward": func(a *asm) {
-			dispatching(a, 0, 0, opI32Const, 1, opLocalSet, 0, opI32Const, 0, opLocalSet, 0, opBr, 1)
+			dispatching(a, 0, opI32Const, 1, opLocalSet, 0, opLocalGet, 1, opLocalSet, 0, opBr, 1)
 		},
-		"jump forward out of range, to the loop": func(a *asm) { dispatching(a, 0, 9) },
+		"jump back, which one condition decides": func(a *asm) {
+			dispatching(a, 0, opI32Const, 1, opLocalSet, 0, opLocalGet, 1, opI32Const, 0, opLocalSet, 0, opBrIf, 1, opI32Const, 0, opLocalSet, 0, opBr, 1)
+		},
+		"jump of the dispatch to itself": func(a *asm) {
+			a.fn("run", none, none, oneI32, []byte{opLoop, blockEmpty, opBlock, blockEmpty}, local(opLocalGet, 0), []byte{opBrTable, 1, 1, 0, opEnd, opEnd})
+		},
 		"call tree": func(a *asm) {
 			level := []byte{}
 			for range 40 {
@@ -110,13 +117,12 @@ func hostile() map[string]func(*asm) {
 }
 
 // dispatching is an endless dispatch over local 0: part 0 runs body and falls through
-// to part 1, which sets a local to next and branches back. What is beyond the parts
-// leads to the loop itself.
-func dispatching(a *asm, set byte, next byte, body ...byte) {
+// to part 1, which sets the local to next and branches back.
+func dispatching(a *asm, next byte, body ...byte) {
 	a.fn("run", none, none, []byte{typeI32, typeI32},
-		[]byte{opLoop, blockEmpty, opBlock, blockEmpty, opBlock, blockEmpty}, local(opLocalGet, 0), []byte{opBrTable, 2, 0, 1, 2, opEnd},
+		[]byte{opLoop, blockEmpty, opBlock, blockEmpty, opBlock, blockEmpty}, local(opLocalGet, 0), []byte{opBrTable, 1, 0, 1, opEnd},
 		body,
-		[]byte{opEnd, opI32Const, next, opLocalSet, set, opBr, 0, opEnd})
+		[]byte{opEnd, opI32Const, next, opLocalSet, 0, opBr, 0, opEnd})
 }
 
 // TestForwardJumps: a jump that leads forward does not ask for fuel, and what it
