@@ -48,6 +48,7 @@ type Instance struct {
 	arena      *abi.Arena
 	base, room uint32 // the guest's arena: address and size
 	call       call
+	context    callContext
 	granted    int64 // the fuel of the running slice
 	now, mono  int64 // the clocks that the module sees: microseconds, nanoseconds
 	booted     int64 // mono when the snapshot was taken
@@ -63,8 +64,9 @@ type instanceKey struct{}
 
 func instanceOf(ctx context.Context) *Instance { return ctx.Value(instanceKey{}).(*Instance) }
 
-// callContext is the context of calls into the guest. Looking up the instance
-// costs a comparison, and making one costs an allocation for each call.
+// callContext is the context of calls into the guest: that of the caller with the
+// instance as its only value. The engine asks for values of its own in every call, and
+// looking for them all the way up would cost more than the call.
 type callContext struct {
 	context.Context
 	instance *Instance
@@ -74,7 +76,14 @@ func (c *callContext) Value(key any) any {
 	if key == (instanceKey{}) {
 		return c.instance
 	}
-	return c.Context.Value(key)
+	return nil
+}
+
+// within is the context of a call into the guest. An instance is in one call at a time,
+// so it has one of them.
+func (i *Instance) within(ctx context.Context) context.Context {
+	i.context = callContext{ctx, i}
+	return &i.context
 }
 
 // Instantiate starts a module for one deployment: _initialize and edgehost_init
@@ -116,7 +125,7 @@ func (i *Instance) boot(ctx context.Context) error {
 	if need, most := i.module.meter.MemoryMin, i.env.Limits.MemoryPages; need > most {
 		return refuse("the module starts with %d pages of memory, at most %d are allowed", need, most)
 	}
-	cx := &callContext{ctx, i}
+	cx := i.within(ctx)
 	mod, err := i.instantiate(cx)
 	if err != nil {
 		return err
@@ -191,7 +200,7 @@ func (i *Instance) run(ctx context.Context, in *abi.Batch, flags uint32) (*Resul
 	i.memory.refused = false
 	i.arm(ctx, i.env.Limits.Deadline, i.env.Limits.Fuel+i.env.Limits.FuelPerRow*int64(len(in.Records)))
 	i.call.commits = true
-	err := i.batch(&callContext{ctx, i}, in, flags)
+	err := i.batch(i.within(ctx), in, flags)
 	if err == nil {
 		i.logs.flush(ctx)
 		i.result.Out, i.result.Rejects = i.out.Out, i.out.Rejects
@@ -225,9 +234,11 @@ func (i *Instance) batch(ctx context.Context, in *abi.Batch, flags uint32) error
 			return err
 		}
 	}
-	if !i.mod.Memory().Write(i.base, image) {
+	mem := i.memory.bytes()
+	if uint64(i.base)+uint64(len(image)) > uint64(len(mem)) {
 		return fmt.Errorf("%w: the arena at %#x is no longer inside the memory", abi.ErrBadOutput, i.base)
 	}
+	copy(mem[i.base:], image)
 	fn := i.process
 	if flags&abi.FlagTick != 0 {
 		fn = i.tick
@@ -236,7 +247,7 @@ func (i *Instance) batch(ctx context.Context, in *abi.Batch, flags uint32) error
 	if err := fn.CallWithStack(ctx, i.stack[:]); err != nil {
 		return err
 	}
-	mem, _ := i.mod.Memory().Read(0, i.mod.Memory().Size())
+	mem = i.memory.bytes() // it may have grown
 	if code := int32(i.stack[0]); code != 0 {
 		msg := i.arena.BatchError(mem)
 		if msg == "" {
@@ -292,7 +303,7 @@ func (i *Instance) Close(ctx context.Context) error {
 	}
 	i.logs.begin()
 	i.arm(ctx, i.env.Limits.Deadline, unlimited)
-	if err := i.stop.CallWithStack(&callContext{ctx, i}, i.stack[:]); err != nil {
+	if err := i.stop.CallWithStack(i.within(ctx), i.stack[:]); err != nil {
 		return i.fault(ctx, err)
 	}
 	i.logs.flush(ctx)
