@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math/bits"
+	"slices"
 	"unsafe"
 )
 
@@ -85,6 +86,9 @@ func (a *Arena) Encode(b *Batch, base, flags uint32) ([]byte, error) {
 	}
 	a.image = a.image[:size]
 	a.header(b, flags)
+	if n == 1 {
+		return a.single(&b.Records[0])
+	}
 	var prev *Record
 	var source, attrs Ref
 	for i := range b.Records {
@@ -102,6 +106,29 @@ func (a *Arena) Encode(b *Batch, base, flags uint32) ([]byte, error) {
 			return nil, fmt.Errorf("lay out batch of over %d bytes: %w", maxArenaSize, ErrBatchTooLarge)
 		}
 		prev = r
+	}
+	return a.image, nil
+}
+
+// single lays out the only record of a batch, in which nothing is worth remembering.
+func (a *Arena) single(r *Record) ([]byte, error) {
+	le := binary.LittleEndian
+	var attrs Ref
+	if n := len(r.Attrs); n > 0 {
+		at := len(a.image)
+		attrs = MakeRef(a.base+uint32(at), uint32(n))
+		a.image = slices.Grow(a.image, n*AttrSize)[:at+n*AttrSize]
+		for i := range r.Attrs {
+			key, value := a.append(r.Attrs[i].Key), a.bits(&r.Attrs[i].Value)
+			attr := (*[AttrSize]byte)(a.image[at+i*AttrSize:])
+			le.PutUint64(attr[AttrKey:], uint64(key))
+			le.PutUint64(attr[AttrValue:], value)
+			le.PutUint64(attr[AttrKind:], uint64(r.Attrs[i].Value.kind))
+		}
+	}
+	a.row(0, r, a.append(r.Source), a.append(r.Address), attrs, a.bits(&r.Value))
+	if len(a.image) > maxArenaSize {
+		return nil, fmt.Errorf("lay out batch of over %d bytes: %w", maxArenaSize, ErrBatchTooLarge)
 	}
 	return a.image, nil
 }
@@ -170,7 +197,7 @@ func (a *Arena) put(s string) Ref {
 	if len(s) == 0 {
 		return 0
 	}
-	if len(s) > dedupMax || len(a.in) == 1 { // one record repeats nothing
+	if len(s) > dedupMax || len(a.in) == 1 {
 		return a.append(s)
 	}
 	p := uintptr(unsafe.Pointer(unsafe.StringData(s)))
@@ -196,6 +223,9 @@ func (a *Arena) write(s string) Ref {
 
 // append writes s at the end of the image.
 func (a *Arena) append(s string) Ref {
+	if len(s) == 0 {
+		return 0
+	}
 	off := uint32(len(a.image))
 	a.image = append(a.image, s...)
 	return MakeRef(a.base+off, uint32(len(s)))
@@ -227,9 +257,6 @@ func (a *Arena) putAttrs(attrs []Attr) Ref {
 		a.scratch = le.AppendUint64(a.scratch, uint64(at.Value.kind))
 	}
 	count := uint32(len(attrs))
-	if len(a.in) == 1 {
-		return MakeRef(a.base+a.appendAttrs(), count)
-	}
 	n := uint32(len(a.scratch))
 	at := &a.slots[hash(a.scratch)%dedupSlots]
 	if at.gen != a.gen || at.n != n || at.off%8 != 0 || string(a.image[at.off:at.off+n]) != string(a.scratch) {
