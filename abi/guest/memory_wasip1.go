@@ -19,8 +19,8 @@ var (
 )
 
 // The same as numbers: a pointer that is stored costs the garbage collector's barrier,
-// and every jump costs a Go module a look into a table. What runs for each batch and
-// each record is therefore written without either.
+// and every jump costs a Go module a look into a table, as much as 30 instructions.
+// What runs for each batch and each record is therefore written without either.
 var (
 	arenaAt, arenaSize uint32
 	begins, free, ends uint32 // of the piece in use: its span, and where it is free
@@ -72,9 +72,10 @@ func (r ref) text() string {
 // refOf is a reference to s, which stays where it is.
 func refOf(s string) ref {
 	p := uint32(uintptr(unsafe.Pointer(unsafe.StringData(s))))
-	if p-begins >= ends-begins {
-		untidy, texts = true, append(texts, s)
+	if p-begins < ends-begins || p-arenaAt < arenaSize {
+		return ref{p, uint32(len(s))}
 	}
+	untidy, texts = true, append(texts, s)
 	return ref{p, uint32(len(s))}
 }
 
@@ -110,41 +111,71 @@ type join struct {
 }
 
 var (
-	joins  [1024]join
-	kept   string // the last text of keep: mostly it is the same one again
-	keptAt uint64
+	joins    [1024]join
+	kept     string // the last text of keep: mostly it is the same one again
+	keptAt   uint64
+	prefixAt uint64 // the same when it is at most a word long, else nowhere
+	prefix   uint64
+)
+
+const (
+	word    = 8
+	nowhere = ^uint64(0)
+	slack   = 32 // bytes behind the host's batch that may be read
 )
 
 func where(s string) uint64 {
 	return uint64(uintptr(unsafe.Pointer(unsafe.StringData(s)))) | uint64(len(s))<<32
 }
 
+// concat puts a short text of the batch behind a short prefix without a jump: the
+// four conditions for it are one, and words that are copied too much are overwritten
+// or never looked at.
 func concat(a, b string) string {
+	from := uint64(uintptr(unsafe.Pointer(unsafe.StringData(b))))
+	odd := where(a) ^ prefixAt // the sign bits: outside the batch, too long, no room
+	odd |= (^(from - uint64(arenaAt) - uint64(arenaSize)) | (from - uint64(arenaAt)) | (slack - uint64(len(b))) | (uint64(ends) - uint64(free) - word - slack)) >> 63
+	if odd != 0 {
+		return joined(a, b)
+	}
+	p := free
+	n := uint32(len(a) + len(b))
+	free += (n + word - 1) &^ (word - 1)
+	*(*uint64)(at(p)) = prefix
+	*(*[slack / word]uint64)(at(p + uint32(len(a)))) = *(*[slack / word]uint64)(unsafe.Pointer(unsafe.StringData(b)))
+	return ref{p, n}.text()
+}
+
+// joined is concat for everything else.
+//
+//go:noinline
+func joined(a, b string) string {
 	ka, kb := where(a), where(b)
 	j := &joins[uint32(kb)/8%uint32(len(joins))]
-	if j.b^kb|j.a^ka|uint64(j.gen^generation) != 0 {
-		if ka != keptAt && uint32(ka)-arenaAt >= arenaSize { // the host's batch stays by itself
-			keep(a)
-		}
-		if uint32(kb)-arenaAt >= arenaSize && kb != keptAt {
-			keep(b)
-		}
+	if j.b != kb || j.a != ka || j.gen != generation {
+		keep(a)
+		keep(b)
 		n := uint32(len(a) + len(b))
-		p := bump((n + 7) &^ 7)
+		p := bump((n + word - 1) &^ (word - 1))
 		to := (*[1 << 30]byte)(at(p))
 		copy(to[:len(a)], a)
 		copy(to[len(a):n], b)
-		j.a, j.b, j.gen, j.out = ka, kb, generation, uint64(p)|uint64(n)<<32
+		*j = join{ka, kb, uint64(p) | uint64(n)<<32, generation}
 	}
 	return textOf(j.out)
 }
 
-// keep keeps s where it is until the next batch.
-//
-//go:noinline
+// keep keeps s where it is until the next batch. The host's batch stays by itself.
 func keep(s string) {
+	if w := where(s); w == keptAt || uint32(w)-arenaAt < arenaSize {
+		return
+	}
 	untidy, texts = true, append(texts, kept)
-	kept, keptAt = s, where(s)
+	kept, keptAt, prefixAt = s, where(s), nowhere
+	if len(s) <= word {
+		prefix, prefixAt = 0, keptAt
+		copy((*[word]byte)(unsafe.Pointer(&prefix))[:], s)
+	}
 }
 
 //go:wasmexport edgehost_abi_v1
@@ -152,8 +183,8 @@ func exportMarker() {}
 
 //go:wasmexport edgehost_alloc
 func exportAlloc(size uint32) uint32 {
-	arena = make([]uint64, (size+7)/8)
-	arenaAt, arenaSize = address(arena), uint32(len(arena))*8
+	arena = make([]uint64, (size+word-1)/word+slack/word)
+	arenaAt, arenaSize = address(arena), uint32(len(arena))*word-slack
 	return arenaAt
 }
 
