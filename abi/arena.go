@@ -38,6 +38,7 @@ type Arena struct {
 	same    [1 << sameBits]same
 	seen    [1 << seenBits]seen
 	scratch []byte // one attribute array
+	last    lastSingle
 
 	decoder
 }
@@ -61,6 +62,16 @@ type same struct {
 type seen struct {
 	gen, record uint32
 	attrs       Ref
+}
+
+// lastSingle is what the image begins with since the last batch, when that was one
+// record: sources that emit record by record repeat their name and their attributes.
+type lastSingle struct {
+	base          uint32
+	end           int // of this part of the image; 0 when there is none
+	source        string
+	attrs         []Attr // a copy
+	sourceAt, ref Ref
 }
 
 // NewArena makes an Arena.
@@ -89,6 +100,7 @@ func (a *Arena) Encode(b *Batch, base, flags uint32) ([]byte, error) {
 	if n == 1 {
 		return a.single(&b.Records[0])
 	}
+	a.last.end = 0
 	var prev *Record
 	var source, attrs Ref
 	for i := range b.Records {
@@ -110,27 +122,37 @@ func (a *Arena) Encode(b *Batch, base, flags uint32) ([]byte, error) {
 	return a.image, nil
 }
 
-// single lays out the only record of a batch, in which nothing is worth remembering.
+// single lays out the only record of a batch, in which nothing is worth remembering
+// but what the last one had as well.
 func (a *Arena) single(r *Record) ([]byte, error) {
-	le := binary.LittleEndian
-	var attrs Ref
-	if n := len(r.Attrs); n > 0 {
-		at := len(a.image)
-		attrs = MakeRef(a.base+uint32(at), uint32(n))
-		a.image = slices.Grow(a.image, n*AttrSize)[:at+n*AttrSize]
-		for i := range r.Attrs {
-			key, value := a.append(r.Attrs[i].Key), a.bits(&r.Attrs[i].Value)
-			attr := (*[AttrSize]byte)(a.image[at+i*AttrSize:])
-			le.PutUint64(attr[AttrKey:], uint64(key))
-			le.PutUint64(attr[AttrValue:], value)
-			le.PutUint64(attr[AttrKind:], uint64(r.Attrs[i].Value.kind))
-		}
+	if l := &a.last; l.end == 0 || l.base != a.base || !sameText(l.source, r.Source) || !sameAttrs(l.attrs, r.Attrs) {
+		*l = lastSingle{base: a.base, source: r.Source, attrs: append(l.attrs[:0], r.Attrs...)}
+		l.ref = a.singleAttrs(r.Attrs)
+		l.sourceAt = a.append(r.Source)
+		l.end = len(a.image)
 	}
-	a.row(0, r, a.append(r.Source), a.append(r.Address), attrs, a.bits(&r.Value))
+	a.image = a.image[:a.last.end]
+	a.row(0, r, a.last.sourceAt, a.append(r.Address), a.last.ref, a.bits(&r.Value))
 	if len(a.image) > maxArenaSize {
 		return nil, fmt.Errorf("lay out batch of over %d bytes: %w", maxArenaSize, ErrBatchTooLarge)
 	}
 	return a.image, nil
+}
+
+func (a *Arena) singleAttrs(attrs []Attr) Ref {
+	if len(attrs) == 0 {
+		return 0
+	}
+	le, at := binary.LittleEndian, len(a.image)
+	a.image = slices.Grow(a.image, len(attrs)*AttrSize)[:at+len(attrs)*AttrSize]
+	for i := range attrs {
+		key, value := a.append(attrs[i].Key), a.bits(&attrs[i].Value)
+		attr := (*[AttrSize]byte)(a.image[at+i*AttrSize:])
+		le.PutUint64(attr[AttrKey:], uint64(key))
+		le.PutUint64(attr[AttrValue:], value)
+		le.PutUint64(attr[AttrKind:], uint64(attrs[i].Value.kind))
+	}
+	return MakeRef(a.base+uint32(at), uint32(len(attrs)))
 }
 
 // nextGeneration forgets the strings of the last batch without touching them.

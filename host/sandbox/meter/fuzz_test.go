@@ -113,7 +113,7 @@ func FuzzInstrument(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Fuzz(func(t *testing.T, wasm []byte) {
-		out, _, err := Instrument(wasm, fuzzConfig())
+		out, info, err := Instrument(wasm, fuzzConfig())
 		if err != nil {
 			return
 		}
@@ -127,6 +127,9 @@ func FuzzInstrument(f *testing.F) {
 		}
 		defer plain.Close(t.Context())
 		defer metered.Close(t.Context())
+		if info.StatefulTables {
+			return // a table that grows ends at the limit of ours, and at the end of all memory
+		}
 		h.compare(t, runtime, plain, metered)
 	})
 }
