@@ -135,15 +135,15 @@ func concat(a, b string) string {
 	from := uint64(uintptr(unsafe.Pointer(unsafe.StringData(b))))
 	odd := where(a) ^ prefixAt // the sign bits: outside the batch, too long, no room
 	odd |= (^(from - uint64(arenaAt) - uint64(arenaSize)) | (from - uint64(arenaAt)) | (slack - uint64(len(b))) | (uint64(ends) - uint64(free) - word - slack)) >> 63
-	if odd == 0 { // what stands here is not jumped to
-		p := free
-		n := uint32(len(a) + len(b))
-		free += (n + word - 1) &^ (word - 1)
-		*(*uint64)(at(p)) = prefix
-		*(*[slack / word]uint64)(at(p + uint32(len(a)))) = *(*[slack / word]uint64)(unsafe.Pointer(unsafe.StringData(b)))
-		return ref{p, n}.text()
+	if odd != 0 {
+		return joined(a, b)
 	}
-	return joined(a, b)
+	p := free
+	n := uint32(len(a) + len(b))
+	free += (n + word - 1) &^ (word - 1)
+	*(*uint64)(at(p)) = prefix
+	*(*[slack / word]uint64)(at(p + uint32(len(a)))) = *(*[slack / word]uint64)(unsafe.Pointer(unsafe.StringData(b)))
+	return ref{p, n}.text()
 }
 
 // joined is concat for everything else.

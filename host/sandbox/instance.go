@@ -50,6 +50,7 @@ type Instance struct {
 	call       call
 	context    callContext
 	granted    int64 // the fuel of the running slice
+	even       bool  // the last call returned, which leaves the depth as it was
 	now, mono  int64 // the clocks that the module sees: microseconds, nanoseconds
 	booted     int64 // mono when the snapshot was taken
 	out        abi.Outputs
@@ -103,7 +104,7 @@ func (m *Module) Instantiate(ctx context.Context, env Env) (*Instance, error) {
 // start makes a fresh instance of the module and runs it up to its first batch.
 func (i *Instance) start(ctx context.Context) error {
 	i.logs.begin()
-	i.base, i.room, i.mono = 0, 0, 0
+	i.base, i.room, i.mono, i.even = 0, 0, 0, false
 	i.memory = memory{most: uint64(i.env.Limits.MemoryPages) << 16}
 	err := i.boot(ctx)
 	i.logs.flush(ctx) // what a module says while it starts helps most when it fails
@@ -202,6 +203,7 @@ func (i *Instance) run(ctx context.Context, in *abi.Batch, flags uint32) (*Resul
 	i.call.commits = true
 	err := i.batch(i.within(ctx), in, flags)
 	if err == nil {
+		i.even = true
 		i.logs.flush(ctx)
 		i.result.Out, i.result.Rejects = i.out.Out, i.out.Rejects
 		i.effects()

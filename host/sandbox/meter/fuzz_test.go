@@ -178,6 +178,9 @@ func (h *fuzzHost) compare(t *testing.T, runtime wazero.Runtime, plain, metered 
 		if errors.Is(gotErr, errSpent) {
 			return // their states differ from here on
 		}
+		if depth := m.ExportedGlobal(DepthGlobal).Get(); gotErr == nil && depth != uint64(fuzzConfig().MaxDepth) {
+			t.Fatalf("%s: depth %d afterwards", name, depth)
+		}
 		want, wantErr := p.ExportedFunction(name).Call(ctx, args...)
 		if trapText(wantErr) != trapText(gotErr) || !references(plain.ExportedFunctions()[name]) && !slices.Equal(want, got) {
 			t.Fatalf("%s: plain %v %v, metered %v %v", name, want, wantErr, got, gotErr)
