@@ -199,7 +199,8 @@ func start() uint32 {
 	return 0
 }
 
-// process is edgehost_process.
+// process is edgehost_process. Its first lines are those of tick: a function for them
+// would be too large to be inlined.
 //
 //go:wasmexport edgehost_process
 func process(batch uint32) uint32 {
@@ -213,19 +214,15 @@ func process(batch uint32) uint32 {
 // tick is edgehost_tick.
 //
 //go:wasmexport edgehost_tick
+//nolint:unused // only a WebAssembly build exports it
 func tick(batch uint32) uint32 {
-	h := open(batch)
-	out := newEmitter(h)
+	reset()
+	generation++
+	module.batch, module.code = batch, 0
+	out := newEmitter((*header)(at(batch)))
 	if module.tick != nil {
 		module.tick(out)
 	}
 	out.finish()
 	return module.code
-}
-
-func open(batch uint32) *header {
-	reset()
-	generation++
-	module.batch, module.code = batch, 0
-	return (*header)(at(batch))
 }
