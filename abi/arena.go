@@ -1,9 +1,12 @@
+//go:build !wasip1
+
 package abi
 
 import (
 	"encoding/binary"
 	"fmt"
 	"math/bits"
+	"slices"
 	"unsafe"
 )
 
@@ -35,6 +38,7 @@ type Arena struct {
 	same    [1 << sameBits]same
 	seen    [1 << seenBits]seen
 	scratch []byte // one attribute array
+	last    lastSingle
 
 	decoder
 }
@@ -60,6 +64,16 @@ type seen struct {
 	attrs       Ref
 }
 
+// lastSingle is what the image begins with since the last batch, when that was one
+// record: sources that emit record by record repeat their name and their attributes.
+type lastSingle struct {
+	base          uint32
+	end           int // of this part of the image; 0 when there is none
+	source        string
+	attrs         []Attr // a copy
+	sourceAt, ref Ref
+}
+
 // NewArena makes an Arena.
 func NewArena() *Arena {
 	return &Arena{slots: make([]slot, dedupSlots)}
@@ -83,6 +97,10 @@ func (a *Arena) Encode(b *Batch, base, flags uint32) ([]byte, error) {
 	}
 	a.image = a.image[:size]
 	a.header(b, flags)
+	if n == 1 {
+		return a.single(&b.Records[0])
+	}
+	a.last.end = 0
 	var prev *Record
 	var source, attrs Ref
 	for i := range b.Records {
@@ -102,6 +120,39 @@ func (a *Arena) Encode(b *Batch, base, flags uint32) ([]byte, error) {
 		prev = r
 	}
 	return a.image, nil
+}
+
+// single lays out the only record of a batch, in which nothing is worth remembering
+// but what the last one had as well.
+func (a *Arena) single(r *Record) ([]byte, error) {
+	if l := &a.last; l.end == 0 || l.base != a.base || !sameText(l.source, r.Source) || !sameAttrs(l.attrs, r.Attrs) {
+		*l = lastSingle{base: a.base, source: r.Source, attrs: append(l.attrs[:0], r.Attrs...)}
+		l.ref = a.singleAttrs(r.Attrs)
+		l.sourceAt = a.append(r.Source)
+		l.end = len(a.image)
+	}
+	a.image = a.image[:a.last.end]
+	a.row(0, r, a.last.sourceAt, a.append(r.Address), a.last.ref, a.bits(&r.Value))
+	if len(a.image) > maxArenaSize {
+		return nil, fmt.Errorf("lay out batch of over %d bytes: %w", maxArenaSize, ErrBatchTooLarge)
+	}
+	return a.image, nil
+}
+
+func (a *Arena) singleAttrs(attrs []Attr) Ref {
+	if len(attrs) == 0 {
+		return 0
+	}
+	le, at := binary.LittleEndian, len(a.image)
+	a.image = slices.Grow(a.image, len(attrs)*AttrSize)[:at+len(attrs)*AttrSize]
+	for i := range attrs {
+		key, value := a.append(attrs[i].Key), a.bits(&attrs[i].Value)
+		attr := (*[AttrSize]byte)(a.image[at+i*AttrSize:])
+		le.PutUint64(attr[AttrKey:], uint64(key))
+		le.PutUint64(attr[AttrValue:], value)
+		le.PutUint64(attr[AttrKind:], uint64(attrs[i].Value.kind))
+	}
+	return MakeRef(a.base+uint32(at), uint32(len(attrs)))
 }
 
 // nextGeneration forgets the strings of the last batch without touching them.
@@ -168,7 +219,7 @@ func (a *Arena) put(s string) Ref {
 	if len(s) == 0 {
 		return 0
 	}
-	if len(s) > dedupMax || len(a.in) == 1 { // one record repeats nothing
+	if len(s) > dedupMax || len(a.in) == 1 {
 		return a.append(s)
 	}
 	p := uintptr(unsafe.Pointer(unsafe.StringData(s)))
@@ -194,6 +245,9 @@ func (a *Arena) write(s string) Ref {
 
 // append writes s at the end of the image.
 func (a *Arena) append(s string) Ref {
+	if len(s) == 0 {
+		return 0
+	}
 	off := uint32(len(a.image))
 	a.image = append(a.image, s...)
 	return MakeRef(a.base+off, uint32(len(s)))
@@ -225,9 +279,6 @@ func (a *Arena) putAttrs(attrs []Attr) Ref {
 		a.scratch = le.AppendUint64(a.scratch, uint64(at.Value.kind))
 	}
 	count := uint32(len(attrs))
-	if len(a.in) == 1 {
-		return MakeRef(a.base+a.appendAttrs(), count)
-	}
 	n := uint32(len(a.scratch))
 	at := &a.slots[hash(a.scratch)%dedupSlots]
 	if at.gen != a.gen || at.n != n || at.off%8 != 0 || string(a.image[at.off:at.off+n]) != string(a.scratch) {

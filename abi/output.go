@@ -1,3 +1,5 @@
+//go:build !wasip1
+
 package abi
 
 import (
@@ -8,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"unicode/utf8"
+	"unsafe"
 )
 
 const (
@@ -15,7 +18,7 @@ const (
 	internWays  = 4    // places where one string may be
 	internSlots = 4096 // such strings
 	memoSlots   = 256  // references remembered in one batch
-	guessSlots  = 1024 // input texts whose replacement is remembered
+	guessBits   = 10   // log2 of the input texts whose replacement is remembered
 	attrChunk   = 256  // attributes allocated at a time
 )
 
@@ -81,7 +84,7 @@ type decoder struct {
 	interned [internSlots / internWays][internWays]string
 	texts    [memoSlots]textMemo
 	arrays   [memoSlots]attrsMemo
-	guesses  [guessSlots]string
+	guesses  [1 << guessBits]string
 	chunk    []Attr
 	named    []uint64 // a bit for each input row that an output row has named
 }
@@ -221,7 +224,7 @@ func (a *Arena) changed(row, was *[RowSize]byte, rec *Record, index int, lim *Ou
 		}
 	}
 	if ref := le.Uint64(row[RowAddress:]); ref != le.Uint64(was[RowAddress:]) {
-		if r.Address, err = a.replaced(Ref(ref), Ref(le.Uint64(was[RowAddress:]))); err != nil {
+		if r.Address, err = a.replaced(Ref(ref), rec.Address); err != nil {
 			return fmt.Errorf("address: %w", err)
 		}
 	}
@@ -357,11 +360,11 @@ func (a *Arena) text(ref Ref) (string, error) {
 	return s, nil
 }
 
-// replaced is text for a reference that stands where the host wrote was. A module
-// that renames makes the same of the same, so the last replacement of was is compared
+// replaced is text for a reference that stands where was stood. A module that renames
+// makes the same of the same, so the last replacement of the same Go string is compared
 // before the text is looked up.
-func (a *Arena) replaced(ref, was Ref) (string, error) {
-	guess := &a.guesses[uint32(was)*0x9E3779B1>>22]
+func (a *Arena) replaced(ref Ref, was string) (string, error) {
+	guess := &a.guesses[uint64(uintptr(unsafe.Pointer(unsafe.StringData(was))))*0x9E3779B97F4A7C15>>(64-guessBits)]
 	if n := len(*guess); n > 0 && n == int(ref.Len()) {
 		if b, ok := a.span(uint64(ref.Ptr()), uint64(n)); ok && *guess == string(b) {
 			return *guess, a.spend(int64(n))

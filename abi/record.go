@@ -9,6 +9,9 @@
 //	Batch    records that travel and are transformed together
 //	layout   the flat rows that a module edits in place (record ABI v1)
 //	codec    the canonical encoding of records at rest
+//
+// In a module (GOOS=wasip1) only the first three exist: what lays batches out and
+// encodes them is the host's, and would make every Go module half a megabyte larger.
 package abi
 
 import (

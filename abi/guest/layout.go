@@ -51,14 +51,6 @@ func copyWords(to, from, size uint32) {
 	copy(unsafe.Slice((*uint64)(at(to)), size/8), unsafe.Slice((*uint64)(at(from)), size/8))
 }
 
-// text is a view of the guest's memory.
-func (r ref) text() string {
-	if r.n == 0 {
-		return ""
-	}
-	return unsafe.String((*byte)(at(r.ptr)), r.n)
-}
-
 // bitsOf are the 64 bits that stand for v.
 func bitsOf(v abi.Value) uint64 {
 	switch v.Kind() {

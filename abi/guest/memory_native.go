@@ -5,7 +5,6 @@ package guest
 import (
 	"bytes"
 	"errors"
-	"time"
 	"unsafe"
 
 	"github.com/edgehost/edgehost/abi"
@@ -65,6 +64,14 @@ func reset() {}
 
 func at(ptr uint32) unsafe.Pointer { return unsafe.Pointer(&bytesOf(memory)[ptr]) }
 
+// text is a view of the memory.
+func (r ref) text() string {
+	if r.n == 0 {
+		return ""
+	}
+	return unsafe.String((*byte)(at(r.ptr)), r.n)
+}
+
 // refOf copies s into the memory, unless it lies there already.
 func refOf(s string) ref {
 	if s == "" {
@@ -112,7 +119,7 @@ func hostKVGet(key string) ([]byte, bool) {
 	return v, ok
 }
 
-func hostKVSet(key string, value []byte, _ time.Duration) int32 {
+func hostKVSet(key string, value []byte, _ int64) int32 {
 	switch {
 	case native.KV == nil:
 		return abi.ErrnoDenied

@@ -2,10 +2,7 @@
 
 package guest
 
-import (
-	"time"
-	"unsafe"
-)
+import "unsafe"
 
 const (
 	chunkWords = 4 << 10
@@ -21,19 +18,35 @@ var (
 	texts  []string   // refOf
 )
 
-// The free part of the piece in use, as numbers: pointers would cost the garbage
-// collector's barrier.
-var begins, free, ends uint32
+// The same as numbers: a pointer that is stored costs the garbage collector's barrier,
+// and every jump costs a Go module a look into a table, as much as 30 instructions.
+// What runs for each batch and each record is therefore written without either.
+var (
+	arenaAt, arenaSize uint32
+	begins, free, ends uint32 // of the piece in use: its span, and where it is free
+	untidy             = true // the last batch needed more than first
+)
 
 func reset() {
+	if untidy {
+		tidy()
+	}
+	free = begins
+}
+
+// tidy drops what the last batch kept beside first.
+//
+//go:noinline
+func tidy() {
 	if first == nil || len(others) > 0 { // as much as the last batch took, within reason
 		first = make([]uint64, min(chunkWords*(1+2*len(others)), mostWords))
 	}
-	use(first)
 	clear(others)
 	others = others[:0]
 	clear(texts)
 	texts = texts[:0]
+	untidy = false
+	use(first)
 }
 
 func use(piece []uint64) {
@@ -46,15 +59,23 @@ func address(words []uint64) uint32 { return uint32(uintptr(unsafe.Pointer(unsaf
 // at is a pointer to an address of the linear memory.
 func at(ptr uint32) unsafe.Pointer { return unsafe.Pointer(uintptr(ptr)) }
 
+// text is a view of the guest's memory. unsafe.String would look at the length three
+// times.
+func (r ref) text() string {
+	s := struct {
+		at unsafe.Pointer
+		n  int
+	}{at(r.ptr), int(r.n)}
+	return *(*string)(unsafe.Pointer(&s))
+}
+
 // refOf is a reference to s, which stays where it is.
 func refOf(s string) ref {
-	if s == "" {
-		return ref{}
-	}
 	p := uint32(uintptr(unsafe.Pointer(unsafe.StringData(s))))
-	if p-begins >= ends-begins {
-		texts = append(texts, s)
+	if p-begins < ends-begins || p-arenaAt < arenaSize {
+		return ref{p, uint32(len(s))}
 	}
+	untidy, texts = true, append(texts, s)
 	return ref{p, uint32(len(s))}
 }
 
@@ -68,9 +89,10 @@ func bump(n uint32) uint32 {
 	return p
 }
 
+//go:noinline
 func more(n uint32) {
 	piece := make([]uint64, max(chunkWords, n/8))
-	others = append(others, piece)
+	others, untidy = append(others, piece), true
 	use(piece)
 }
 
@@ -89,44 +111,71 @@ type join struct {
 }
 
 var (
-	joins [1024]join
-	kept  string // the last text of keep: mostly it is the same one again
+	joins    [1024]join
+	kept     string // the last text of keep: mostly it is the same one again
+	keptAt   uint64
+	prefixAt uint64 // the same when it is at most a word long, else nowhere
+	prefix   uint64
+)
+
+const (
+	word    = 8
+	nowhere = ^uint64(0)
+	slack   = 32 // bytes behind the host's batch that may be read
 )
 
 func where(s string) uint64 {
 	return uint64(uintptr(unsafe.Pointer(unsafe.StringData(s)))) | uint64(len(s))<<32
 }
 
+// concat puts a short text of the batch behind a short prefix without a jump: the
+// four conditions for it are one, and words that are copied too much are overwritten
+// or never looked at.
 func concat(a, b string) string {
+	from := uint64(uintptr(unsafe.Pointer(unsafe.StringData(b))))
+	odd := where(a) ^ prefixAt // the sign bits: outside the batch, too long, no room
+	odd |= (^(from - uint64(arenaAt) - uint64(arenaSize)) | (from - uint64(arenaAt)) | (slack - uint64(len(b))) | (uint64(ends) - uint64(free) - word - slack)) >> 63
+	if odd != 0 {
+		return joined(a, b)
+	}
+	p := free
+	n := uint32(len(a) + len(b))
+	free += (n + word - 1) &^ (word - 1)
+	*(*uint64)(at(p)) = prefix
+	*(*[slack / word]uint64)(at(p + uint32(len(a)))) = *(*[slack / word]uint64)(unsafe.Pointer(unsafe.StringData(b)))
+	return ref{p, n}.text()
+}
+
+// joined is concat for everything else.
+//
+//go:noinline
+func joined(a, b string) string {
 	ka, kb := where(a), where(b)
 	j := &joins[uint32(kb)/8%uint32(len(joins))]
 	if j.b != kb || j.a != ka || j.gen != generation {
-		*j = join{a: ka, b: kb, gen: generation, out: glue(a, b)}
+		keep(a)
+		keep(b)
+		n := uint32(len(a) + len(b))
+		p := bump((n + word - 1) &^ (word - 1))
+		to := (*[1 << 30]byte)(at(p))
+		copy(to[:len(a)], a)
+		copy(to[len(a):n], b)
+		*j = join{ka, kb, uint64(p) | uint64(n)<<32, generation}
 	}
 	return textOf(j.out)
 }
 
 // keep keeps s where it is until the next batch. The host's batch stays by itself.
 func keep(s string) {
-	if w := where(s); uint32(w)-address(arena) < uint32(len(arena))*8 || w == where(kept) {
+	if w := where(s); w == keptAt || uint32(w)-arenaAt < arenaSize {
 		return
 	}
-	texts = append(texts, kept)
-	kept = s
-}
-
-func glue(a, b string) uint64 {
-	n := len(a) + len(b)
-	if n == 0 {
-		return 0
+	untidy, texts = true, append(texts, kept)
+	kept, keptAt, prefixAt = s, where(s), nowhere
+	if len(s) <= word {
+		prefix, prefixAt = 0, keptAt
+		copy((*[word]byte)(unsafe.Pointer(&prefix))[:], s)
 	}
-	keep(a)
-	keep(b)
-	p := bump((uint32(n) + 7) &^ 7)
-	text := unsafe.Slice((*byte)(at(p)), n)
-	copy(text, a)
-	copy(text[len(a):], b)
-	return uint64(p) | uint64(n)<<32
 }
 
 //go:wasmexport edgehost_abi_v1
@@ -134,18 +183,10 @@ func exportMarker() {}
 
 //go:wasmexport edgehost_alloc
 func exportAlloc(size uint32) uint32 {
-	arena = make([]uint64, (size+7)/8)
-	return address(arena)
+	arena = make([]uint64, (size+word-1)/word+slack/word)
+	arenaAt, arenaSize = address(arena), uint32(len(arena))*word-slack
+	return arenaAt
 }
-
-//go:wasmexport edgehost_init
-func exportInit() uint32 { return start() }
-
-//go:wasmexport edgehost_process
-func exportProcess(batch uint32) uint32 { return process(batch) }
-
-//go:wasmexport edgehost_tick
-func exportTick(batch uint32) uint32 { return tick(batch) }
 
 //go:wasmimport edgehost log
 func importLog(level uint32, text string) int32
@@ -202,8 +243,8 @@ func hostKVGet(key string) ([]byte, bool) {
 	return fetch(func(buf unsafe.Pointer, size uint32) int32 { return importKVGet(key, buf, size) })
 }
 
-func hostKVSet(key string, value []byte, ttl time.Duration) int32 {
-	return importKVSet(key, unsafe.Pointer(unsafe.SliceData(value)), uint32(len(value)), ttl.Milliseconds())
+func hostKVSet(key string, value []byte, ttl int64) int32 {
+	return importKVSet(key, unsafe.Pointer(unsafe.SliceData(value)), uint32(len(value)), ttl)
 }
 
 func hostKVDelete(key string) int32 { return importKVDelete(key) }

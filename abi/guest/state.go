@@ -1,16 +1,22 @@
 package guest
 
-import "time"
-
 // KVGet is the value of a key in the module's state, which the host keeps for each
 // pipeline, module name and source, over revisions too. It is false when there is
 // none or the deployment grants no state.
 func KVGet(key string) ([]byte, bool) { return hostKVGet(key) }
 
 // KVSet sets a key. The host commits it together with the records of the batch, or
-// not at all. ttl 0 keeps it for ever. It is false when the key or the value is too
-// long (256 bytes, 64 KiB), or there is no state or no batch to commit with.
-func KVSet(key string, value []byte, ttl time.Duration) bool { return hostKVSet(key, value, ttl) >= 0 }
+// not at all. ttl is a time.Duration; 0 keeps it for ever. It is false when the key or
+// the value is too long (256 bytes, 64 KiB), or there is no state or no batch to
+// commit with.
+func KVSet[D duration](key string, value []byte, ttl D) bool {
+	const millisecond = 1_000_000
+	return hostKVSet(key, value, int64(ttl)/millisecond) >= 0
+}
+
+// duration is time.Duration, or a constant. To import the package time would add a
+// quarter of a megabyte to modules that have no use for it.
+type duration interface{ ~int64 | ~int }
 
 // KVDelete removes a key, as KVSet sets one.
 func KVDelete(key string) bool { return hostKVDelete(key) >= 0 }

@@ -93,11 +93,15 @@ func (i *Instance) arm(ctx context.Context, allowed time.Duration, budget int64)
 }
 
 func (i *Instance) setMeters() {
-	if i.fuel != nil {
-		i.granted = i.slice()
-		i.fuel.Set(uint64(i.granted))
+	if i.fuel == nil {
+		return
+	}
+	i.granted = i.slice()
+	i.fuel.Set(uint64(i.granted))
+	if !i.even {
 		i.depth.Set(uint64(i.module.meter.MaxDepth))
 	}
+	i.even = false
 }
 
 // exportYield exports the function that metered modules call when a slice of

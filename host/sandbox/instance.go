@@ -48,7 +48,9 @@ type Instance struct {
 	arena      *abi.Arena
 	base, room uint32 // the guest's arena: address and size
 	call       call
+	context    callContext
 	granted    int64 // the fuel of the running slice
+	even       bool  // the last call returned, which leaves the depth as it was
 	now, mono  int64 // the clocks that the module sees: microseconds, nanoseconds
 	out        abi.Outputs
 	state      state
@@ -62,8 +64,9 @@ type instanceKey struct{}
 
 func instanceOf(ctx context.Context) *Instance { return ctx.Value(instanceKey{}).(*Instance) }
 
-// callContext is the context of calls into the guest. Looking up the instance
-// costs a comparison, and making one costs an allocation for each call.
+// callContext is the context of calls into the guest: that of the caller with the
+// instance as its only value. The engine asks for values of its own in every call, and
+// looking for them all the way up would cost more than the call.
 type callContext struct {
 	context.Context
 	instance *Instance
@@ -73,7 +76,14 @@ func (c *callContext) Value(key any) any {
 	if key == (instanceKey{}) {
 		return c.instance
 	}
-	return c.Context.Value(key)
+	return nil
+}
+
+// within is the context of a call into the guest. An instance is in one call at a time,
+// so it has one of them.
+func (i *Instance) within(ctx context.Context) context.Context {
+	i.context = callContext{ctx, i}
+	return &i.context
 }
 
 // Instantiate starts a module for one deployment: _initialize and edgehost_init
@@ -93,7 +103,7 @@ func (m *Module) Instantiate(ctx context.Context, env Env) (*Instance, error) {
 // start makes a fresh instance of the module and runs it up to its first batch.
 func (i *Instance) start(ctx context.Context) error {
 	i.logs.begin()
-	i.base, i.room, i.mono = 0, 0, 0
+	i.base, i.room, i.mono, i.even = 0, 0, 0, false
 	i.memory = memory{most: uint64(i.env.Limits.MemoryPages) << 16}
 	err := i.boot(ctx)
 	i.logs.flush(ctx) // what a module says while it starts helps most when it fails
@@ -115,7 +125,7 @@ func (i *Instance) boot(ctx context.Context) error {
 	if need, most := i.module.meter.MemoryMin, i.env.Limits.MemoryPages; need > most {
 		return refuse("the module starts with %d pages of memory, at most %d are allowed", need, most)
 	}
-	cx := &callContext{ctx, i}
+	cx := i.within(ctx)
 	mod, err := i.instantiate(cx)
 	if err != nil {
 		return err
@@ -189,8 +199,9 @@ func (i *Instance) run(ctx context.Context, in *abi.Batch, flags uint32) (*Resul
 	i.memory.refused = false
 	i.arm(ctx, i.env.Limits.Deadline, i.env.Limits.Fuel+i.env.Limits.FuelPerRow*int64(len(in.Records)))
 	i.call.commits = true
-	err := i.batch(&callContext{ctx, i}, in, flags)
+	err := i.batch(i.within(ctx), in, flags)
 	if err == nil {
+		i.even = true
 		i.logs.flush(ctx)
 		i.result.Out, i.result.Rejects = i.out.Out, i.out.Rejects
 		i.effects()
@@ -227,9 +238,11 @@ func (i *Instance) batch(ctx context.Context, in *abi.Batch, flags uint32) error
 			return err
 		}
 	}
-	if !i.mod.Memory().Write(i.base, image) {
+	mem := i.memory.bytes()
+	if uint64(i.base)+uint64(len(image)) > uint64(len(mem)) {
 		return fmt.Errorf("%w: the arena at %#x is no longer inside the memory", abi.ErrBadOutput, i.base)
 	}
+	copy(mem[i.base:], image)
 	fn := i.process
 	if flags&abi.FlagTick != 0 {
 		fn = i.tick
@@ -238,7 +251,7 @@ func (i *Instance) batch(ctx context.Context, in *abi.Batch, flags uint32) error
 	if err := fn.CallWithStack(ctx, i.stack[:]); err != nil {
 		return err
 	}
-	mem, _ := i.mod.Memory().Read(0, i.mod.Memory().Size())
+	mem = i.memory.bytes() // it may have grown
 	if code := int32(i.stack[0]); code != 0 {
 		msg := i.arena.BatchError(mem)
 		if msg == "" {
@@ -294,7 +307,7 @@ func (i *Instance) Close(ctx context.Context) error {
 	}
 	i.logs.begin()
 	i.arm(ctx, i.env.Limits.Deadline, unlimited)
-	if err := i.stop.CallWithStack(&callContext{ctx, i}, i.stack[:]); err != nil {
+	if err := i.stop.CallWithStack(i.within(ctx), i.stack[:]); err != nil {
 		return i.fault(ctx, err)
 	}
 	i.logs.flush(ctx)

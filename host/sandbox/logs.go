@@ -27,6 +27,7 @@ type logs struct {
 	dropped int // lines over the rate since the last flush
 	partial [3][]byte
 	stderr  []byte // the beginning of stderr in this call
+	used    bool   // anything was written since begin
 }
 
 type line struct {
@@ -36,12 +37,17 @@ type line struct {
 
 // begin empties the buffers for another call.
 func (l *logs) begin() {
+	if !l.used {
+		return
+	}
+	l.used = false
 	l.lines = l.lines[:0]
 	l.partial[1], l.partial[2], l.stderr = l.partial[1][:0], l.partial[2][:0], l.stderr[:0]
 }
 
 // add takes one line. Over the rate it is only counted.
 func (l *logs) add(level slog.Level, text []byte) {
+	l.used = true
 	now := time.Now()
 	l.tokens = min(float64(l.rate), l.tokens+now.Sub(l.last).Seconds()*float64(l.rate))
 	l.last = now
@@ -57,6 +63,7 @@ func (l *logs) add(level slog.Level, text []byte) {
 
 // write takes a piece of stdout (1) or stderr (2) and adds its whole lines.
 func (l *logs) write(fd int, b []byte) {
+	l.used = true
 	if fd == 2 {
 		l.stderr = append(l.stderr, b[:min(len(b), stderrKept-len(l.stderr))]...)
 	}
@@ -80,6 +87,9 @@ func (l *logs) endLine(fd int) {
 
 // flush logs what the call wrote.
 func (l *logs) flush(ctx context.Context) {
+	if !l.used && l.dropped == 0 {
+		return
+	}
 	l.endLine(1)
 	l.endLine(2)
 	for _, line := range l.lines {

@@ -28,6 +28,9 @@ func (m *memory) Reallocate(size uint64) []byte {
 	return m.span[:size:size]
 }
 
+// bytes is the linear memory as it is now: a view until the module runs again.
+func (m *memory) bytes() []byte { return m.span[:m.used:m.used] }
+
 // Free implements experimental.LinearMemory. No view of the memory may be used
 // afterwards.
 func (m *memory) Free() {

@@ -2,10 +2,12 @@ package meter
 
 // frame is one open block of a function body.
 type frame struct {
-	op       byte // opBlock, opLoop or opIf; opBlock for the body itself
-	targeted bool // a branch leads to the label
-	arity    int  // values that a branch to the label carries
-	uses     int  // of locals, before the block
+	op       byte      // opBlock, opLoop or opIf; opBlock for the body itself
+	targeted bool      // a branch leads to the label
+	arity    int       // values that a branch to the label carries
+	uses     int       // of locals, before the block
+	start    int       // where it begins
+	jumps    *dispatch // of a loop; nil when its header asks for fuel
 }
 
 // coder rewrites one function body. Bytes from buf[from:r.pos] are still to be
@@ -32,6 +34,11 @@ type coder struct {
 	calls   bool
 	checks  bool // it loops or has bulk operations
 	wrapped bool // a branch leaves the body: it needs a block around it
+
+	// The last i32.const, and the last local.set right behind one.
+	constEnd, setEnd     int
+	constValue, setValue uint32
+	setLocal             uint32
 }
 
 // copy takes over the bytes read so far but leaves out the last back bytes.
@@ -88,11 +95,16 @@ func (c *coder) body(results int) {
 		case immNone:
 		case immLocal:
 			c.size.uses++
-			if i := c.r.u32(); int64(i) >= int64(c.locals) {
+			i := c.r.u32()
+			if int64(i) >= int64(c.locals) {
 				c.r.fail("local %d does not exist", i)
 			}
+			if code == opLocalSet && start == c.constEnd {
+				c.setEnd, c.setValue, c.setLocal = c.r.pos, c.constValue, i
+			}
 		case immI32:
-			c.r.signed(32)
+			c.constValue = uint32(c.r.signed(32))
+			c.constEnd = c.r.pos
 		case immMemArg:
 			c.memArg()
 		case immI64:
@@ -180,12 +192,12 @@ func (c *coder) unknown(code byte) {
 }
 
 // open starts a block. A loop is entered again and again: its header asks
-// whether fuel is left.
+// whether fuel is left, or the branches to it do.
 func (c *coder) open(code byte, start int) {
 	params, results := c.blockType()
-	f := frame{op: code, arity: results, uses: c.size.uses}
+	f := frame{op: code, arity: results, uses: c.size.uses, start: start}
 	if code == opLoop {
-		f.arity = params
+		f.arity, f.jumps = params, c.dispatch()
 		c.checks = true
 	}
 	c.size.open(code, params+results)
@@ -197,7 +209,7 @@ func (c *coder) open(code byte, start int) {
 	c.copy(len(text))
 	c.charge()
 	c.out = append(c.out, text...)
-	if code == opLoop {
+	if code == opLoop && f.jumps == nil {
 		c.index(opLocalGet, c.fuel)
 		c.checkFuel()
 	}
@@ -269,25 +281,32 @@ func (c *coder) branch(code byte, start int) {
 	if code == opBrTable {
 		targets = c.r.count("labels")
 	}
+	asks := false
 	for range targets + 1 {
-		c.target(c.r.u32())
+		at := c.target(c.r.u32())
 		if c.r.err != nil {
 			return
 		}
+		asks = asks || c.frames[at].jumps != nil && !c.leadsForward(start, at)
 	}
 	c.size.branch(targets)
-	c.chargeBefore(start)
+	if asks {
+		c.askBefore(start)
+	} else {
+		c.chargeBefore(start)
+	}
 }
 
-// target notes a branch to a label.
-func (c *coder) target(label uint32) {
+// target notes a branch to a label and returns which frame it is.
+func (c *coder) target(label uint32) int {
 	if int64(label) >= int64(len(c.frames)) {
 		c.r.fail("label %d does not exist", label)
-		return
+		return 0
 	}
-	f := &c.frames[len(c.frames)-1-int(label)]
-	f.targeted = true
-	c.size.values += f.arity
+	at := len(c.frames) - 1 - int(label)
+	c.frames[at].targeted = true
+	c.size.values += c.frames[at].arity
+	return at
 }
 
 // leave turns return into a branch to the block around the body.

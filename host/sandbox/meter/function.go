@@ -82,6 +82,7 @@ func (c *coder) run(r reader, results int) {
 	c.r, c.out = r, c.out[:0]
 	c.pending, c.cost, c.size = 0, 0, bodySize{}
 	c.calls, c.checks, c.wrapped = false, false, false
+	c.constEnd, c.setEnd = -1, -1
 	c.fuel, c.tmp, c.depth = uint32(c.locals), uint32(c.locals)+1, uint32(c.locals)+2
 	c.body(results)
 }

@@ -27,6 +27,22 @@ func hostile() map[string]func(*asm) {
 		"loop by br_table": func(a *asm) {
 			a.fn("run", none, none, none, []byte{opLoop, blockEmpty}, i32(7), []byte{opBrTable, 1, 0, 0, opEnd})
 		},
+		"jumps back": func(a *asm) { dispatching(a, 0) },
+		"jump to a block that is closed, from another in its place": func(a *asm) {
+			dispatching(a, 0, opBlock, blockEmpty, opI32Const, 0, opLocalSet, 0, opBr, 2, opEnd)
+		},
+		"jump back by another local": func(a *asm) {
+			dispatching(a, 0, opI32Const, 1, opLocalSet, 1, opBr, 1)
+		},
+		"jump back behind a jump forward": func(a *asm) {
+			dispatching(a, 0, opI32Const, 1, opLocalSet, 0, opLocalGet, 1, opLocalSet, 0, opBr, 1)
+		},
+		"jump back, which one condition decides": func(a *asm) {
+			dispatching(a, 0, opI32Const, 1, opLocalSet, 0, opLocalGet, 1, opI32Const, 0, opLocalSet, 0, opBrIf, 1, opI32Const, 0, opLocalSet, 0, opBr, 1)
+		},
+		"jump of the dispatch to itself": func(a *asm) {
+			a.fn("run", none, none, oneI32, []byte{opLoop, blockEmpty, opBlock, blockEmpty}, local(opLocalGet, 0), []byte{opBrTable, 1, 1, 0, opEnd, opEnd})
+		},
 		"call tree": func(a *asm) {
 			level := []byte{}
 			for range 40 {
@@ -98,6 +114,54 @@ func hostile() map[string]func(*asm) {
 			a.fn("run", none, none, []byte{typeI64}, forever(i64(-7), local(opLocalGet, 0), i64(3), []byte{opI64Or, 0x7f}, local(opLocalSet, 0)))
 		},
 	}
+}
+
+// dispatching is an endless dispatch over local 0: part 0 runs body and falls through
+// to part 1, which sets the local to next and branches back.
+func dispatching(a *asm, next byte, body ...byte) {
+	a.fn("run", none, none, []byte{typeI32, typeI32},
+		[]byte{opLoop, blockEmpty, opBlock, blockEmpty, opBlock, blockEmpty}, local(opLocalGet, 0), []byte{opBrTable, 1, 0, 1, opEnd},
+		body,
+		[]byte{opEnd, opI32Const, next, opLocalSet, 0, opBr, 0, opEnd})
+}
+
+// TestForwardJumps: a jump that leads forward does not ask for fuel, and what it
+// uses is charged all the same.
+func TestForwardJumps(t *testing.T) {
+	var a asm
+	const parts = 100
+	body := []byte{opLoop, blockEmpty}
+	for range parts {
+		body = append(body, opBlock, blockEmpty)
+	}
+	body = append(cat(body, local(opLocalGet, 0), []byte{opBrTable}, u(parts-1)), cat(labelsUpTo(parts), []byte{opEnd})...)
+	for i := range parts - 1 { // each part skips nothing: it jumps to the next
+		body = cat(body, i32(int64(i+1)), local(opLocalSet, 0), []byte{opBr}, u(parts-1-i), []byte{opEnd})
+	}
+	a.fn("run", oneI32, none, none, body, []byte{opEnd})
+	h := newTestHost(t)
+	mod, _ := h.load(t, a.build())
+	fuel := mod.ExportedGlobal(FuelGlobal).(api.MutableGlobal)
+	use := func(from uint64) int64 {
+		h.yields = 0
+		fuel.Set(1)
+		if _, err := mod.ExportedFunction("run").Call(t.Context(), from); err != nil {
+			t.Fatal(err)
+		}
+		return 1 - int64(fuel.Get())
+	}
+	const jump = 3 + 4 // const, set, br; get, br_table
+	if got := use(0) - use(10); got != 10*jump || h.yields != 0 {
+		t.Errorf("10 jumps used %d, want %d; %d yields", got, 10*jump, h.yields)
+	}
+}
+
+// labelsUpTo are the labels 0 to n-1.
+func labelsUpTo(n int) (out []byte) {
+	for i := range n {
+		out = append(out, u(i)...)
+	}
+	return out
 }
 
 // TestStopped: each hostile module is ended by the deadline that yield checks.

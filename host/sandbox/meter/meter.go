@@ -41,8 +41,8 @@ const (
 	// since a call that trapped leaves it anywhere.
 	FuelGlobal = "__eh_fuel"
 	// DepthGlobal is the exported mutable i64 that holds how many more frames
-	// may be nested. It starts at Config.MaxDepth; the host sets it again before
-	// each call. A value below 0 after a failed call means that the depth limit
+	// may be nested. It starts at Config.MaxDepth. A call that returns leaves it as it
+	// was; the host sets it again after one that does not. A value below 0 after a failed call means that the depth limit
 	// ended the call, whatever the engine's error says.
 	DepthGlobal = "__eh_depth"
 	// reserved starts every name that this package adds.

@@ -32,7 +32,7 @@ type label struct {
 
 const (
 	programLocals = 6 // two parameters and four
-	loopLocals    = 4
+	loopLocals    = 4 // counters, and as many numbers of where a dispatch goes on
 )
 
 func (p *program) op(b ...byte) []byte { return b }
@@ -71,7 +71,7 @@ func (p *program) instruction() []byte {
 	if p.left--; p.left < 0 {
 		return p.push(p.value(), 1)
 	}
-	switch p.random.IntN(16) {
+	switch p.random.IntN(17) {
 	case 0, 1, 2:
 		return p.push(p.value(), 1)
 	case 3, 4, 5:
@@ -98,9 +98,46 @@ func (p *program) instruction() []byte {
 			return cat(to, from, n, p.op(opBulk, bulkMemoryCopy, 0, 0))
 		}
 		return cat(to, from, n, p.op(opBulk, bulkMemoryFill, 0))
+	case 15:
+		return p.dispatch()
 	default:
 		return p.push(cat(p.value(), p.op(opMemoryGrow, 0)), 1)
 	}
+}
+
+// dispatch writes a loop in the manner of Go: three parts, jumps from one to a later
+// one, and a few times one back.
+func (p *program) dispatch() []byte {
+	if p.loops == loopLocals {
+		return nil
+	}
+	counter, pc := programLocals+p.loops, programLocals+loopLocals+p.loops
+	p.loops++
+	part := func(open int) []byte { // that many of the three blocks are still open
+		p.labels = append(p.labels, label{loop: true})
+		for range open {
+			p.labels = append(p.labels, label{})
+		}
+		out := p.block(0)
+		p.labels = p.labels[:len(p.labels)-1-open]
+		return out
+	}
+	jump := func(to, label int) []byte {
+		return cat(i32(int64(to)), local(opLocalSet, pc), []byte{opBr}, u(label))
+	}
+	out := cat(i32(int64(1+p.random.IntN(3))), local(opLocalSet, counter), i32(p.random.Int64N(4)), local(opLocalSet, pc),
+		[]byte{opLoop, blockEmpty, opBlock, blockEmpty, opBlock, blockEmpty, opBlock, blockEmpty},
+		local(opLocalGet, pc), []byte{opBrTable, 2, 0, 1, 2, opEnd},
+		part(2))
+	if p.random.IntN(2) == 0 {
+		out = cat(out, p.value(), []byte{opIf, blockEmpty}, jump(1+p.random.IntN(3), 3), []byte{opEnd})
+	}
+	out = cat(out, []byte{opEnd}, part(1),
+		local(opLocalGet, counter), i32(1), p.op(opI32Sub), local(opLocalTee, counter),
+		[]byte{opIf, blockEmpty}, jump(p.random.IntN(2), 2), []byte{opEnd},
+		[]byte{opEnd}, part(0), []byte{opEnd})
+	p.loops--
+	return out
 }
 
 // nested writes a block or an if with up to two results.
@@ -211,7 +248,7 @@ func newProgram(seed uint64) *program {
 		p.labels = []label{{arity: p.results}}
 		body := p.block(p.results)
 		p.fn(fmt.Sprintf("f%d", i), []byte{typeI32, typeI32}, slices.Repeat(oneI32, p.results),
-			slices.Repeat(oneI32, programLocals-2+loopLocals), body)
+			slices.Repeat(oneI32, programLocals-2+2*loopLocals), body)
 		p.arity = append(p.arity, p.results)
 	}
 	p.table(5, -1)

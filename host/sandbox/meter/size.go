@@ -18,9 +18,10 @@ type bodySize struct {
 
 // Blocks of one source construct, metering included.
 const (
-	blocksIf   = 3
-	blocksLoop = 10 // a loop header costs the engine more than the 4 blocks around it
-	blocksBulk = 8
+	blocksIf    = 3
+	blocksLoop  = 10 // a loop header costs the engine more than the 4 blocks around it
+	blocksBulk  = 8
+	blocksCheck = 4
 )
 
 func (s *bodySize) open(op byte, values int) {
