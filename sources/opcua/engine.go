@@ -136,7 +136,9 @@ func (e *engine) loop(ctx context.Context) error {
 	now := time.Now()
 	e.lastAnswer, e.lastService, e.firstAt = now, now, now
 	e.nextRetry, e.nextProbe = now.Add(retryItems), now.Add(probeEvery)
-	e.startPolls(ctx)
+	if err := e.startPolls(ctx); err != nil {
+		return err
+	}
 	clock := time.NewTicker(tick)
 	defer clock.Stop()
 	hole := time.NewTicker(holePatience)

@@ -259,7 +259,9 @@ func (e *engine) replan(ctx context.Context, at []int, drop bool) error {
 	}
 	if added+removed > 0 {
 		giveHandles(p.items)
-		e.startPolls(ctx)
+		if err := e.startPolls(ctx); err != nil {
+			return err
+		}
 		e.src.log.Info("address space changed", "added", added, "removed", removed)
 	}
 	return nil
@@ -434,7 +436,9 @@ func (e *engine) health(now time.Time) (sources.State, string) {
 		return sources.Degraded, fmt.Sprintf("%d items did not deliver and were created again", e.stalledItems)
 	case e.serverState != "":
 		return sources.Degraded, "server says that it is in state " + e.serverState
-	default:
-		return sources.Connected, ""
 	}
+	if list := p.undamped(); len(list) > 0 {
+		return sources.Connected, fmt.Sprintf("%d of %d items come at every change, their dead-band cannot be applied: %s", len(list), total, summary(list))
+	}
+	return sources.Connected, ""
 }

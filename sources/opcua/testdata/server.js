@@ -68,6 +68,8 @@ async function main() {
   }
   const frozenName = {};
   extra.Set = ns.addVariable({ componentOf: plant, browseName: "Set", nodeId: "s=Set", dataType: "Double", minimumSamplingInterval: 0, value: { dataType: "Double", value: 0 } });
+  extra.Level = ns.addAnalogDataItem({ componentOf: plant, browseName: "Level", nodeId: "s=Level", dataType: "Double", minimumSamplingInterval: 0,
+    engineeringUnitsRange: { low: 100, high: 300 }, value: { dataType: "Double", value: 100 } });
   ns.addVariable({ componentOf: plant, browseName: "Gone", nodeId: "s=Gone", dataType: "Double", value: { get: () => opcua.StatusCodes.BadDeviceFailure } });
   if (o.cycle) {
     // Areas of 100 variables each, and a reference back from the last to the first.
