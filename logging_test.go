@@ -148,9 +148,33 @@ func closedPort(t *testing.T) string {
 	return l.Addr().String()
 }
 
+// waitBytes waits until bytes of a source are counted.
+func waitBytes(t *testing.T, h runner, source string) {
+	t.Helper()
+	deadline := time.After(30 * time.Second)
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		st, err := h.Status(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range st.Sources {
+			if s.Name == source && s.Bytes > 0 {
+				return
+			}
+		}
+		select {
+		case <-deadline:
+			t.Fatalf("no byte of source %s was counted", source)
+		case <-tick.C:
+		}
+	}
+}
+
 // TestLogKeysOnce runs sources of every protocol, in the host's process and in
 // their own, and sources that reach nobody: each line names its source, and has
-// no key twice.
+// no key twice. Of those that reach somebody the bytes are counted.
 func TestLogKeysOnce(t *testing.T) {
 	dir := t.TempDir()
 	var devices demoSystem
@@ -162,6 +186,7 @@ func TestLogKeysOnce(t *testing.T) {
 			t.Error(err)
 		}
 	}()
+	devices.plant.run()
 	nobody := closedPort(t)
 	// Its server cannot translate a browse path, of which the source itself writes.
 	const oven = "security_policy: None, security_mode: None, mode: poll, nodes: [{browse_path: Objects/2:x}, {node_id: i=2258}]"
@@ -204,6 +229,9 @@ sources:
 				delete(want, line.Source)
 			}
 		}
+	}
+	for _, name := range []string{"mqtt", "modbus", "opcua", "isolated"} {
+		waitBytes(t, h, name)
 	}
 	cancel()
 	if err := <-ended; err != nil {

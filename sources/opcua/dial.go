@@ -31,6 +31,7 @@ type dialer struct {
 	dir    string
 	log    *slog.Logger
 	status *sources.Status
+	meter  *meter
 
 	session *opcua.Session
 	// sessionOwn is the thumbprint of our certificate in session; a session
@@ -101,6 +102,7 @@ func (d *dialer) discover(ctx context.Context) ([]*ua.EndpointDescription, error
 		return nil, explain(err, d.url.String(), "")
 	}
 	defer hangUp(c, d.log)
+	defer func() { d.status.Received(d.meter.take()) }()
 	res, err := call[*ua.GetEndpointsResponse](ctx, clientTransport{c}, &ua.GetEndpointsRequest{EndpointURL: d.url.String()})
 	if err != nil {
 		return nil, explain(err, d.url.String(), "")
@@ -116,7 +118,7 @@ func (d *dialer) client(endpoint string, opts ...opcua.Option) (*opcua.Client, e
 	opts = append(opts, opcua.AutoReconnect(false), opcua.RequestTimeout(max(hold, time.Minute)),
 		// A dialer of our own: the option MaxMessageSize would write to a
 		// variable that all clients of the process share.
-		opcua.Dialer(&uacp.Dialer{Dialer: &net.Dialer{Timeout: d.cfg.requestTimeout()},
+		opcua.Dialer(&uacp.Dialer{Dialer: &net.Dialer{Timeout: d.cfg.requestTimeout(), ControlContext: d.meter.watch},
 			ClientACK: &uacp.Acknowledge{ReceiveBufSize: uacp.DefaultReceiveBufSize, SendBufSize: uacp.DefaultSendBufSize, MaxMessageSize: maxMessage}}))
 	c, err := opcua.NewClient(endpoint, opts...)
 	if err != nil {

@@ -418,7 +418,7 @@ func (e *engine) accept(sub *subscription, m *ua.NotificationMessage) {
 	if e.src.cfg.Ack == "received" {
 		sub.durable.Store(m.SequenceNumber)
 	}
-	// The bytes of a notification are not known here; the records are.
+	// Bytes are counted at the connection.
 	e.src.status.Read(len(out.records), 0)
 	e.push(out)
 }

@@ -54,6 +54,7 @@ type Source struct {
 	deps     Deps
 	log      *slog.Logger
 	status   *sources.Status
+	meter    *meter
 	connect  func(ctx context.Context) (*link, error)
 	flights  *flights
 
@@ -89,9 +90,9 @@ func New(name, endpoint string, tags map[string]string, cfg Config, deps Deps) (
 	if err != nil {
 		return nil, fmt.Errorf("configure source %s: %w", name, err)
 	}
-	d := &dialer{name: name, cfg: cfg, url: u, dir: deps.Dir, log: deps.Logger, status: deps.Status}
+	d := &dialer{name: name, cfg: cfg, url: u, dir: deps.Dir, log: deps.Logger, status: deps.Status, meter: new(meter)}
 	return &Source{name: name, endpoint: endpoint, tags: tags, cfg: cfg, cfgHash: cfg.hash(), deps: deps, log: deps.Logger, status: deps.Status,
-		connect: d.connect, flights: newFlights()}, nil
+		meter: d.meter, connect: d.connect, flights: newFlights()}, nil
 }
 
 // Run connects, subscribes and emits until ctx ends or the connection is lost.
@@ -116,6 +117,7 @@ func (s *Source) Run(ctx context.Context, emit sources.Emit) (err error) {
 	}
 	keep := true
 	defer func() {
+		s.status.Received(s.meter.take())
 		closeCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.cfg.requestTimeout())
 		defer cancel()
 		l.close(closeCtx, keep)

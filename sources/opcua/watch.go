@@ -21,6 +21,7 @@ const (
 // onTick looks at every clock.
 func (e *engine) onTick(ctx context.Context) error {
 	now := time.Now()
+	e.src.status.Received(e.src.meter.take())
 	if err := e.watchSilence(now); err != nil {
 		return err
 	}
