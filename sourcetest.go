@@ -79,8 +79,13 @@ func sourceTest(c *cli.Context) error {
 	if err := show(c, out, func(w io.Writer) { printTried(w, out) }); err != nil {
 		return err
 	}
-	if out.good == 0 && len(out.Values) > 0 {
+	switch {
+	case out.good > 0:
+		return nil
+	case len(out.Values) > 0:
 		return fmt.Errorf("source %s: not one value is good; the first is %s", s.Name, out.Values[0].Quality)
+	case len(out.Missing) > 0:
+		return fmt.Errorf("source %s: the server has nothing of what is configured; edgehost opcua browse shows what it has", s.Name)
 	}
 	return nil
 }
@@ -146,16 +151,12 @@ func shown(v abi.Value) string {
 }
 
 func readOPCUA(ctx context.Context, c *cli.Context, cfg *config, s *sourceConfig, out *tried) error {
-	src, err := newOPCUA(c, cfg, s)
+	a, err := cfg.ask(ctx, s, opcuaLook{}, toolLog(c))
 	if err != nil {
 		return err
 	}
-	found, err := src.ReadOnce(ctx)
-	if err != nil {
-		return err
-	}
-	out.State, out.Security, out.Missing = string(sources.Connected), found.Security, found.Missing
-	out.add(found.Records)
+	out.State, out.Security, out.Missing = string(sources.Connected), a.Found.Security, a.Found.Missing
+	out.add(a.Found.Records)
 	return nil
 }
 

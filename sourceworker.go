@@ -35,7 +35,11 @@ func sourceWorkerCommand() *cli.Command {
 			if err != nil {
 				return nil, err
 			}
-			return job.source(deps.Logger, deps.Status, deps.Resume)
+			src, err := job.source(deps.Logger, deps.Status, deps.Resume)
+			if err != nil || job.Look == nil {
+				return src, err
+			}
+			return &looker{src, job.Name, *job.Look}, nil
 		})
 	}}
 }
@@ -49,6 +53,7 @@ type opcuaJob struct {
 	Config     opcua.Config
 	Dir        string // of certificates
 	StaleAfter time.Duration
+	Look       *opcuaLook // not nil: ask once instead of running
 }
 
 func (j opcuaJob) source(log *slog.Logger, st *sources.Status, resume func() []byte) (*opcua.Source, error) {
