@@ -237,7 +237,7 @@ func TestNothingReadableIsStalled(t *testing.T) {
 		p := &pipe{}
 		_ = play(t, src, p.emit, func() {
 			time.Sleep(3 * time.Second)
-			if s := status.Snapshot(); s.State != sources.Stalled || !strings.Contains(s.Detail, "BadNodeIDUnknown") {
+			if s := status.Snapshot(); s.State != sources.Stalled || !strings.Contains(s.Detail, "BadNodeIdUnknown") {
 				t.Errorf("%s %q, want stalled with the reason", s.State, s.Detail)
 			}
 			f.set("ns=1;s=missing", uint32(7)) // the node appears
