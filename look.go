@@ -120,7 +120,6 @@ func (c *config) ask(ctx context.Context, s *sourceConfig, look opcuaLook, log *
 		done(nil)
 		return nil
 	})
-	var died *exec.ExitError
 	switch {
 	case wrong != nil:
 		return a, wrong
@@ -128,12 +127,18 @@ func (c *config) ask(ctx context.Context, s *sourceConfig, look opcuaLook, log *
 		return a, nil
 	case errors.Is(ctx.Err(), context.DeadlineExceeded):
 		return a, errors.New("the server has not answered all within that time: give it longer, or ask for less")
-	case errors.As(err, &died):
-		return a, fmt.Errorf("what the server sent ended the process that read it; check that this is the server you mean: %w", err)
 	case err == nil:
 		return a, errors.New("the process that asks the server ended without an answer")
 	}
-	return a, err
+	return a, lookError(err)
+}
+
+// lookError says more of the death of the process that asks.
+func lookError(err error) error {
+	if died := new(exec.ExitError); errors.As(err, &died) {
+		return fmt.Errorf("what the server sent ended the process that read it; check that this is the server you mean: %w", err)
+	}
+	return err
 }
 
 // add takes the next part.

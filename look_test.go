@@ -2,8 +2,11 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -30,24 +33,50 @@ func sourceText(protocol, endpoint, block string) string {
 	return fmt.Sprintf("state_dir: STATE\nsources: [{name: plant, protocol: %s, endpoint: %q, %s: {%s}}]\n", protocol, endpoint, protocol, block)
 }
 
-// TestLookAtHostileServer: a server that ends the process that reads it leaves
-// the commands one line to say, and no stack trace.
+// trace is how a stack trace begins.
+var trace = regexp.MustCompile(`goroutine \d+ \[`)
+
+// TestLookAtHostileServer: what ends a process that decodes it leaves the
+// commands one line to say, and no stack trace.
 func TestLookAtHostileServer(t *testing.T) {
-	for name, h := range hostileReplies {
-		config := strings.ReplaceAll(sourceText("opcua", hostileServer(t, h.reply), "nodes: [{node_id: i=2258}]"), "STATE", t.TempDir())
+	o, err := startOven(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer o.close()
+	for name, a := range attacks {
 		for _, args := range [][]string{{"source", "test", "plant"}, {"opcua", "browse"}} {
 			t.Run(name+" "+args[0], func(t *testing.T) {
-				code, out, errs := command(t, config, args...)
-				if code != exitFailure || out != "" || strings.Count(errs, "\n") != 1 || strings.Contains(errs, "goroutine ") {
+				r := startHostileRelay(t, o.addr, a)
+				r.strike(a.at)
+				block := "security_policy: None, security_mode: None, request_timeout_seconds: 2, nodes: [{node_id: i=2258}]"
+				code, out, errs := command(t, strings.ReplaceAll(sourceText("opcua", "opc.tcp://"+r.addr, block), "STATE", t.TempDir()), args...)
+				// Some of them do us no harm any more.
+				unhurt := code == exitOK && errs == ""
+				told := code == exitFailure && out == "" && strings.Count(errs, "\n") == 1
+				if !unhurt && !told || trace.MatchString(errs) {
 					t.Errorf("exit code %d, printed %q\n%s", code, out, errs)
 				}
-				for _, want := range []string{"check that this is the server you mean", "source process ended: ", h.want} {
-					if !regexp.MustCompile(want).MatchString(errs) {
-						t.Errorf("%q is not in %s", want, errs)
-					}
+				if r.struck.Load() == 0 {
+					t.Error("the server was not hostile")
 				}
 			})
 		}
+	}
+}
+
+// TestLookerDies: the end of the process that asks is told in one line.
+func TestLookerDies(t *testing.T) {
+	var exit *exec.ExitError
+	err := exec.Command("false").Run()
+	if !errors.As(err, &exit) {
+		t.Fatal(err)
+	}
+	if got := lookError(fmt.Errorf("source process ended: %w", err)).Error(); !strings.HasPrefix(got, "what the server sent ended the process that read it; check that this is the server you mean: source process ended: exit status 1") {
+		t.Error(got)
+	}
+	if got := lookError(io.EOF); got != io.EOF {
+		t.Error(got)
 	}
 }
 

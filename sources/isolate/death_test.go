@@ -201,9 +201,9 @@ func TestHostilePeer(t *testing.T) {
 	supervise(t, src, goodStatus, goodStore.emit, discard, good)
 	published := 0
 	for command, want := range map[string]string{
-		"panic":    "source process ended: exit status 2: panic: decoder: index out of range",
-		"allocate": "source process ended: exit status 2: .*(cannot allocate|address space collisions for -race)",
-		"overflow": "source process ended: exit status 2: .*stack overflow",
+		"panic":    "source process ended: a fault .*: exit status 2: panic: decoder: index out of range",
+		"allocate": "source process ended: out of memory, .*: exit status 2: .*(cannot allocate|address space collisions for -race)",
+		"overflow": "source process ended: its stack is used up, .*: exit status 2: .*stack overflow",
 		"exit":     "source process ended: exit status 3: last; words",
 	} {
 		t.Run(command, func(t *testing.T) {

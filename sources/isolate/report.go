@@ -161,14 +161,17 @@ func (h *headTail) text() string {
 	return string(h.head) + string(h.tail)
 }
 
-// deathError words the end of a child: why we killed it or how it exited, and
-// the lines of stderr that say why, else the last ones.
+// deathError words the end of a child: what happened in plain words, why we
+// killed it or how it exited, and the lines of stderr that say why, else the
+// last ones.
 func deathError(reason string, exit error, stderr string) error {
+	plain := ""
 	if reason == "" {
 		reason = "exit status 0"
 		if exit != nil {
 			reason = exit.Error()
 		}
+		plain = plainWords(reason, stderr)
 	}
 	var why, last []string
 	for line := range strings.Lines(stderr) {
@@ -186,11 +189,30 @@ func deathError(reason string, exit error, stderr string) error {
 	if len(why) == 0 {
 		why = last[max(0, len(last)-3):]
 	}
-	text := reason
+	text := plain + reason
 	if len(why) > 0 {
 		text += ": " + strings.Join(why, "; ")
 	}
 	return &processError{oneLine(text, 600), exit}
+}
+
+// plainWords says what the end of a Go program means for the one who looks after
+// it, "" when that cannot be told.
+func plainWords(exit, stderr string) string {
+	const act = "; it is started again, and if that repeats, see what answers at the endpoint: "
+	switch {
+	case strings.Contains(stderr, "out of memory"), strings.Contains(stderr, "cannot allocate"),
+		strings.Contains(stderr, "address space collisions"): // the race detector's words
+		return "out of memory, which one message of the peer that claims to be huge can do" + act
+	case strings.Contains(stderr, "stack overflow"), strings.Contains(stderr, "stack exceeds"):
+		return "its stack is used up, which one message of the peer that is nested too deeply can do" + act
+	case strings.Contains(stderr, "panic: "), strings.Contains(stderr, "fatal error: "):
+		return "a fault in decoding or elsewhere, which one malformed message of the peer can do" + act
+	case exit == "signal: killed":
+		return "it was killed, by a person or by the system for want of memory; it is started again: "
+	default:
+		return ""
+	}
 }
 
 // processError is the death of a child.

@@ -63,11 +63,14 @@ func TestRelay(t *testing.T) {
 
 func TestDeathError(t *testing.T) {
 	exit := errors.New("exit status 2")
+	const again = "it is started again, and if that repeats, see what answers at the endpoint: "
 	for stderr, want := range map[string]string{
 		"":                           "source process ended: exit status 2",
 		"a\nb\n\nc\nd\n":             "source process ended: exit status 2: b; c; d",
-		"x\npanic: p\n\ngoroutine 1": "source process ended: exit status 2: panic: p",
-		"runtime: out of memory: cannot allocate 1-byte block\nfatal error: out of memory\n\ngoroutine": "source process ended: exit status 2: runtime: out of memory: cannot allocate 1-byte block; fatal error: out of memory",
+		"x\npanic: p\n\ngoroutine 1": "source process ended: a fault in decoding or elsewhere, which one malformed message of the peer can do; " + again + "exit status 2: panic: p",
+		"runtime: out of memory: cannot allocate 1-byte block\nfatal error: out of memory\n\ngoroutine": "source process ended: out of memory, which one message of the peer that claims to be huge can do; " + again + "exit status 2: runtime: out of memory: cannot allocate 1-byte block; fatal error: out of memory",
+		"runtime: goroutine stack exceeds 67108864-byte limit\nfatal error: stack overflow": "source process ended: its stack is used up, which one message of the peer that is nested too deeply can do; " + again +
+			"exit status 2: runtime: goroutine stack exceeds 67108864-byte limit; fatal error: stack overflow",
 		"\x1b[31mred\x00\xff": "source process ended: exit status 2:  [31mred ?",
 	} {
 		if got := deathError("", exit, stderr); got.Error() != want || !errors.Is(got, exit) {
@@ -75,6 +78,9 @@ func TestDeathError(t *testing.T) {
 		}
 	}
 	if got := deathError("it was silent for 30s", exit, "").Error(); got != "source process ended: it was silent for 30s" {
+		t.Error(got)
+	}
+	if got := deathError("", errors.New("signal: killed"), "").Error(); got != "source process ended: it was killed, by a person or by the system for want of memory; it is started again: signal: killed" {
 		t.Error(got)
 	}
 	var ends headTail

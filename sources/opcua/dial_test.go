@@ -3,10 +3,8 @@ package opcua
 import (
 	"context"
 	"encoding/binary"
-	"errors"
 	"io"
 	"net"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -92,32 +90,11 @@ func TestPasswordInClearIsRefused(t *testing.T) {
 	d := &dialer{cfg: Config{Username: "u", Password: "p", SecurityPolicy: "None", SecurityMode: "None"}.withDefaults(), log: quiet}
 	e := endpoints("None/None")[0]
 	e.UserIdentityTokens = []*ua.UserTokenPolicy{{PolicyID: "user", TokenType: ua.UserTokenTypeUserName}}
-	if _, _, err := d.sessionConfig(e); err == nil || !strings.Contains(err.Error(), "in clear") {
+	if _, err := d.user(e); err == nil || !strings.Contains(err.Error(), "in clear") {
 		t.Errorf("password over None: %v", err)
 	}
 	d.cfg.AllowPlaintextPassword = true
-	if _, _, err := d.sessionConfig(e); err != nil {
+	if _, err := d.user(e); err != nil {
 		t.Errorf("allowed, but refused: %v", err)
-	}
-}
-
-// TestUnprovenServer: a server that sends its chain is not called an impostor.
-func TestUnprovenServer(t *testing.T) {
-	leaf, issuer := selfSigned(t, time.Now().Add(time.Hour)), selfSigned(t, time.Now().Add(time.Hour))
-	for name, c := range map[string]struct {
-		shown        []byte
-		want, reject string
-	}{
-		"chain": {slices.Concat(leaf.Raw, issuer.Raw), "together with those of its issuers", "another machine"},
-		"leaf":  {leaf.Raw, "another machine may be answering", ""},
-	} {
-		err := unproven(c.shown)
-		var r *refusal
-		if !errors.As(err, &r) || r.kind != refusedTrust {
-			t.Errorf("%s: %v is no refusal of trust", name, err)
-		}
-		if !strings.Contains(err.Error(), c.want) || c.reject != "" && strings.Contains(err.Error(), c.reject) {
-			t.Errorf("%s: %q", name, err)
-		}
 	}
 }

@@ -565,3 +565,25 @@ func TestUndecodableValue(t *testing.T) {
 		})
 	}
 }
+
+// TestBytesAreCounted: what came over a connection is counted once, also what
+// came last.
+func TestBytesAreCounted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeServer()
+		f.values["ns=1;s=a"] = 1.0
+		src, status := fakeSource(t, f, nodes("ns=1;s=a"), nil)
+		var total uint64
+		inner := src.connect
+		src.connect = func(ctx context.Context) (*link, error) {
+			l, err := inner(ctx)
+			l.arrived = func() uint64 { total += 100; return total }
+			return l, err
+		}
+		// The source stops on purpose; what Run returns then is tested elsewhere.
+		_ = play(t, src, new(pipe).emit, func() { time.Sleep(5 * time.Second) })
+		if got := status.Snapshot().Bytes; got < 500 || got != total {
+			t.Errorf("%d bytes, want %d", got, total)
+		}
+	})
+}

@@ -54,7 +54,6 @@ type Source struct {
 	deps     Deps
 	log      *slog.Logger
 	status   *sources.Status
-	meter    *meter
 	connect  func(ctx context.Context) (*link, error)
 	flights  *flights
 
@@ -90,9 +89,9 @@ func New(name, endpoint string, tags map[string]string, cfg Config, deps Deps) (
 	if err != nil {
 		return nil, fmt.Errorf("configure source %s: %w", name, err)
 	}
-	d := &dialer{name: name, cfg: cfg, url: u, dir: deps.Dir, log: deps.Logger, status: deps.Status, meter: new(meter)}
+	d := &dialer{name: name, cfg: cfg, url: u, dir: deps.Dir, log: deps.Logger, status: deps.Status}
 	return &Source{name: name, endpoint: endpoint, tags: tags, cfg: cfg, cfgHash: cfg.hash(), deps: deps, log: deps.Logger, status: deps.Status,
-		meter: d.meter, connect: d.connect, flights: newFlights()}, nil
+		connect: d.connect, flights: newFlights()}, nil
 }
 
 // Run connects, subscribes and emits until ctx ends or the connection is lost.
@@ -117,7 +116,6 @@ func (s *Source) Run(ctx context.Context, emit sources.Emit) (err error) {
 	}
 	keep := true
 	defer func() {
-		s.status.Received(s.meter.take())
 		closeCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.cfg.requestTimeout())
 		defer cancel()
 		l.close(closeCtx, keep)
@@ -128,6 +126,7 @@ func (s *Source) Run(ctx context.Context, emit sources.Emit) (err error) {
 	}
 	e := newEngine(s, sess, emit)
 	err = e.run(ctx, l)
+	e.countBytes()
 	// A clean stop may leave the subscription to the next process; a lost
 	// connection always leaves it to the next connection.
 	keep = ctx.Err() == nil || *s.cfg.ResumeOnRestart

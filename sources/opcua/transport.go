@@ -6,9 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"strings"
 
-	"github.com/gopcua/opcua"
 	"github.com/gopcua/opcua/ua"
 )
 
@@ -31,53 +29,22 @@ type link struct {
 	// renewed, when not nil, reports whether our certificate on disk is another
 	// than the one in use: renewed by us because it was due, or replaced.
 	renewed func() bool
+	// arrived, when not nil, is how many bytes came over the connection so far.
+	arrived func() uint64
 	// close ends the connection. keep leaves session and subscriptions to the
 	// server, for the next link; otherwise both are deleted. It is called once.
 	close func(ctx context.Context, keep bool)
 }
 
-// clientTransport is gopcua's client as a transport. Its Send does not look at
-// the context while the channel's key is being renewed, so it runs beside us.
-type clientTransport struct{ c *opcua.Client }
-
-func (t clientTransport) Send(ctx context.Context, req ua.Request) (ua.Response, error) {
-	var res ua.Response
-	got := make(chan ua.Response, 1)
-	err := within(ctx, func() error {
-		return t.c.Send(ctx, req, func(r ua.Response) error {
-			got <- r
-			return nil
-		})
-	})
-	if err != nil {
-		return nil, err
-	}
-	select {
-	case res = <-got:
-		return res, nil
-	default:
-		return nil, fmt.Errorf("send %T: no answer", req)
-	}
+// sessionTransport is a channel with a session; token is nil without one.
+type sessionTransport struct {
+	c     *channel
+	token *ua.NodeID
 }
 
-// within runs f beside us until ctx ends: then f's goroutine is left behind and
-// ends when the connection is closed. A panic of the library becomes an error.
-func within(ctx context.Context, f func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		defer func() {
-			if p := recover(); p != nil {
-				done <- fmt.Errorf("library fault on what the server sent: %v", p)
-			}
-		}()
-		done <- f()
-	}()
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+// Send implements transport.
+func (t sessionTransport) Send(ctx context.Context, req ua.Request) (ua.Response, error) {
+	return t.c.roundTrip(ctx, req, t.token)
 }
 
 // call sends req and returns the answer as T.
@@ -98,6 +65,9 @@ func call[T ua.Response](ctx context.Context, t transport, req ua.Request) (T, e
 // opposed to one service refused or one answer that cannot be decoded.
 func dead(err error) bool {
 	var s ua.StatusCode
+	if lost := new(lostError); errors.As(err, &lost) {
+		return true
+	}
 	if !errors.As(err, &s) {
 		var op *net.OpError
 		return errors.Is(err, io.EOF) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) ||
@@ -113,7 +83,7 @@ func dead(err error) bool {
 	return false
 }
 
-// unreadable reports whether err is an answer that the library cannot decode.
+// unreadable reports whether err is an answer that cannot be decoded.
 func unreadable(err error) bool {
 	var s ua.StatusCode
 	if errors.As(err, &s) {
@@ -126,7 +96,5 @@ func unreadable(err error) bool {
 func tooMuch(err error) bool {
 	return errors.Is(err, ua.StatusBadTooManyOperations) || errors.Is(err, ua.StatusBadRequestTooLarge) ||
 		errors.Is(err, ua.StatusBadResponseTooLarge) || errors.Is(err, ua.StatusBadEncodingLimitsExceeded) ||
-		errors.Is(err, ua.StatusBadTooManyMonitoredItems) ||
-		// The library has no types for its own limits of a message.
-		err != nil && (strings.Contains(err.Error(), "message too large") || strings.Contains(err.Error(), "too many chunks"))
+		errors.Is(err, ua.StatusBadTooManyMonitoredItems) || errors.Is(err, errTooLarge)
 }

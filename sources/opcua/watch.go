@@ -21,7 +21,7 @@ const (
 // onTick looks at every clock.
 func (e *engine) onTick(ctx context.Context) error {
 	now := time.Now()
-	e.src.status.Received(e.src.meter.take())
+	e.countBytes()
 	if err := e.watchSilence(now); err != nil {
 		return err
 	}
@@ -53,6 +53,15 @@ func (e *engine) onTick(ctx context.Context) error {
 	e.startBackfill(ctx)
 	e.report()
 	return nil
+}
+
+// countBytes counts what came over the connection since the last call.
+func (e *engine) countBytes() {
+	if e.arrived != nil {
+		n := e.arrived()
+		e.src.status.Received(int(n - e.bytes))
+		e.bytes = n
+	}
 }
 
 // watchSilence ends a connection over which no publish request is answered,

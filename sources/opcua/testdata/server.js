@@ -10,7 +10,7 @@ const readline = require("readline");
 const o = Object.assign({
   port: 0, dir: "", counters: 10, everyMs: 100, idle: 0, namespaces: ["urn:edgehost:test"], without: [],
   secure: false, anonymous: true, limits: {}, types: false, history: false, events: false, conformance: false,
-  cycle: 0, versioned: false, autoAccept: true, autoAcceptUsers: true,
+  cycle: 0, versioned: false, autoAccept: true, autoAcceptUsers: true, cert: "", key: "", tokenLifetime: 0,
 }, JSON.parse(process.argv[2] || "{}"));
 
 const S = opcua.SecurityPolicy;
@@ -21,7 +21,8 @@ async function main() {
   await pki.initialize();
   const userPki = new opcua.OPCUACertificateManager({ rootFolder: path.join(o.dir, "user-pki"), automaticallyAcceptUnknownCertificate: o.autoAcceptUsers, name: "user" });
   await userPki.initialize();
-  const cert = path.join(o.dir, "server.pem"), key = pki.privateKey;
+  // cert and key: files of the server's certificate, with those of its issuers.
+  const cert = o.cert || path.join(o.dir, "server.pem"), key = o.key || pki.privateKey;
   if (!fs.existsSync(cert)) {
     await pki.createSelfSignedCertificate({
       applicationUri: "urn:edgehost:peer", dns: ["localhost"], ip: ["127.0.0.1"], outputFile: cert,
@@ -30,7 +31,7 @@ async function main() {
   }
   const server = new opcua.OPCUAServer({
     port: o.port, hostname: "127.0.0.1", resourcePath: "/UA/Peer", maxConnectionsPerEndpoint: 50,
-    serverInfo: { applicationUri: "urn:edgehost:peer" }, certificateFile: cert, privateKeyFile: key,
+    serverInfo: { applicationUri: "urn:edgehost:peer" }, defaultSecureTokenLifetime: o.tokenLifetime || undefined, certificateFile: cert, privateKeyFile: key,
     serverCertificateManager: pki, userCertificateManager: userPki, allowAnonymous: o.anonymous,
     securityPolicies: o.secure ? [S.None, S.Basic256Sha256, S.Aes128_Sha256_RsaOaep, S.Aes256_Sha256_RsaPss] : [S.None],
     securityModes: o.secure ? [M.None, M.Sign, M.SignAndEncrypt] : [M.None],
