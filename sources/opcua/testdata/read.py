@@ -46,6 +46,8 @@ def plain(v, t):
         return time(v)
     if isinstance(v, uuid.UUID):
         return str(v).upper()
+    if isinstance(v, ua.Variant):
+        return plain(v.Value, v.VariantType)
     if isinstance(v, ua.NodeId):
         return v.to_string()
     if isinstance(v, ua.QualifiedName):
@@ -54,6 +56,11 @@ def plain(v, t):
         return v.Text
     if isinstance(v, ua.XmlElement):
         return v.Value
+    if hasattr(v, "Encoding") and hasattr(v, "Value"):  # a union
+        fields = [k for k, p in vars(type(v)).items() if isinstance(p, property)]
+        return {fields[v.Encoding - 1]: plain(v.Value, VT.ExtensionObject)}
+    if hasattr(v, "Encoding"):  # optional fields
+        return {k: plain(getattr(v, k), VT.ExtensionObject) for k in v.__dataclass_fields__ if k not in ("Encoding", "data_type") and getattr(v, k) is not None}
     if hasattr(v, "__dataclass_fields__"):
         return {k: plain(getattr(v, k), VT.ExtensionObject) for k in v.__dataclass_fields__ if k not in ("Encoding", "data_type")}
     return str(v)

@@ -143,6 +143,12 @@ function addTypes(space, ns, plant) {
   }
   ns.addVariable({ componentOf: dir, browseName: "EmptyArray", nodeId: "s=EmptyArray", dataType: "Int32", valueRank: 1, value: { dataType: D.Int32, arrayType: A.Array, value: [] } });
   ns.addVariable({ componentOf: dir, browseName: "State", nodeId: "s=State", dataType: "ServerState", value: { dataType: D.Int32, value: 3 } });
+  // Not among the others: node-opcua publishes it without its URI, and reads it out with it.
+  const far = new opcua.ExpandedNodeId(opcua.NodeIdType.STRING, "abc", 0, "urn:far", 0);
+  ns.addVariable({ componentOf: plant, browseName: "Far", nodeId: "s=Far", dataType: "ExpandedNodeId", valueRank: 1, value: { dataType: D.ExpandedNodeId, arrayType: A.Array, value: [far] } });
+  ns.addVariable({ componentOf: dir, browseName: "Variants", nodeId: "s=Variants", dataType: "BaseDataType", valueRank: 1, value: { dataType: D.Variant, arrayType: A.Array,
+    value: [new opcua.Variant({ dataType: D.Int32, value: -7 }), new opcua.Variant({ dataType: D.String, value: "a" }), new opcua.Variant({ dataType: D.Boolean, value: true })] } });
+  ns.addVariable({ componentOf: dir, browseName: "Any", nodeId: "s=Any", dataType: "BaseDataType", value: { dataType: D.UInt16, value: 7 } });
   const types = space.getNamespaceIndex("urn:edgehost:types");
   const point = space.findDataType("Point", types), shape = space.findDataType("Shape", types), valve = space.findDataType("Valve", types);
   if (point) {
@@ -152,6 +158,13 @@ function addTypes(space, ns, plant) {
     ns.addVariable({ componentOf: dir, browseName: "PointArray", nodeId: "s=PointArray", dataType: point.nodeId, valueRank: 1, value: { dataType: D.ExtensionObject, arrayType: A.Array, value: [p, p] } });
     ns.addVariable({ componentOf: dir, browseName: "Shape", nodeId: "s=Shape", dataType: shape.nodeId, value: { dataType: D.ExtensionObject, value: s } });
     ns.addVariable({ componentOf: dir, browseName: "AnyStructure", nodeId: "s=AnyStructure", dataType: "Structure", value: { dataType: D.ExtensionObject, value: p } });
+    const optional = space.findDataType("Optional", types), choice = space.findDataType("Choice", types);
+    const structures = { OptionalNone: [optional, { x: 1.5 }], OptionalCount: [optional, { x: 1.5, count: 7 }], OptionalBoth: [optional, { x: -2.5, note: "ok", count: 8 }],
+      ChoiceNumber: [choice, { number: 42 }], ChoiceText: [choice, { text: "t" }] };
+    for (const [name, [type, fields]] of Object.entries(structures)) {
+      ns.addVariable({ componentOf: dir, browseName: name, nodeId: "s=" + name, dataType: type.nodeId,
+        value: { dataType: D.ExtensionObject, value: space.constructExtensionObject(type, fields) } });
+    }
     ns.addVariable({ componentOf: dir, browseName: "Valve", nodeId: "s=Valve", dataType: valve.nodeId, value: { dataType: D.Int32, value: 1 } });
   }
 }
