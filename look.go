@@ -126,7 +126,7 @@ func (c *config) ask(ctx context.Context, s *sourceConfig, look opcuaLook, log *
 	case a.End:
 		return a, nil
 	case errors.Is(ctx.Err(), context.DeadlineExceeded):
-		return a, errors.New("the server has not answered all within that time: give it longer, or ask for less")
+		return a, errors.New("the server has not answered within --wait: check host and port, or give it longer")
 	case err == nil:
 		return a, errors.New("the process that asks the server ended without an answer")
 	}

@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/edgehost/edgehost/sources"
 	"github.com/edgehost/edgehost/sources/opcua"
@@ -65,6 +67,24 @@ func TestLookAtHostileServer(t *testing.T) {
 	}
 }
 
+// TestLookAtMuteServer: --wait ends the try at a server that says nothing.
+func TestLookAtMuteServer(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	config := strings.ReplaceAll(sourceText("opcua", "opc.tcp://"+l.Addr().String(), "nodes: [{node_id: i=2258}]"), "STATE", t.TempDir())
+	begin := time.Now()
+	code, out, errs := command(t, config, "source", "test", "plant", "--wait", "500ms")
+	if code != exitFailure || out != "" || errs != "edgehost: source plant: the server has not answered within --wait: check host and port, or give it longer\n" {
+		t.Errorf("exit code %d, printed %q\n%s", code, out, errs)
+	}
+	if took := time.Since(begin); took > 9*time.Second {
+		t.Errorf("it took %v, as long as the server's own time-out", took)
+	}
+}
+
 // TestLookerDies: the end of the process that asks is told in one line.
 func TestLookerDies(t *testing.T) {
 	var exit *exec.ExitError
@@ -75,7 +95,7 @@ func TestLookerDies(t *testing.T) {
 	if got := lookError(fmt.Errorf("source process ended: %w", err)).Error(); !strings.HasPrefix(got, "what the server sent ended the process that read it; check that this is the server you mean: source process ended: exit status 1") {
 		t.Error(got)
 	}
-	if got := lookError(io.EOF); got != io.EOF {
+	if got := lookError(io.EOF); !errors.Is(got, io.EOF) || got.Error() != "EOF" {
 		t.Error(got)
 	}
 }
@@ -144,5 +164,22 @@ func TestLookAnswerParts(t *testing.T) {
 	}
 	if err := got.add("{"); err == nil {
 		t.Error("half a part is taken")
+	}
+}
+
+// TestOPCUADocument: the configuration of docs/opcua.md can be read as it stands.
+func TestOPCUADocument(t *testing.T) {
+	b, err := os.ReadFile("docs/opcua.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, text, _ := strings.Cut(string(b), "```yaml\n")
+	text, _, found := strings.Cut(text, "```")
+	if !found {
+		t.Fatal("no configuration in docs/opcua.md")
+	}
+	c := load(t, text)
+	if len(c.Sources) != 1 || c.Sources[0].OPCUA == nil || len(c.Sources[0].OPCUA.Nodes) != 2 {
+		t.Errorf("%+v", c.Sources)
 	}
 }

@@ -175,7 +175,6 @@ type faultProxy struct {
 	mu     sync.Mutex
 	conns  map[net.Conn]bool
 	stall  atomic.Bool
-	refuse atomic.Bool
 }
 
 func startProxy(t *testing.T, target string) *faultProxy {
