@@ -52,7 +52,7 @@ func (e *engine) withoutDeadband(items []*item, why string) {
 // undamped are the items that come without the dead-band that they should have.
 func (p *plan) undamped() (list []string) {
 	for _, it := range p.items {
-		if it.undamped {
+		if it.undamped && !it.failed {
 			list = append(list, it.address)
 		}
 	}
