@@ -19,15 +19,15 @@ import (
 )
 
 // opcuaPeer starts the node-opcua server of the OPC UA suite with ten counters,
-// ten changes a second, and returns its endpoint and what stops the counters
-// and returns their last value.
+// ten changes a second, on open and on secured channels, and returns its endpoint
+// and what stops the counters and returns their last value.
 func opcuaPeer(t *testing.T) (endpoint string, freeze func() int) {
 	t.Helper()
-	return opcuaPeerWith(t, "")
+	return opcuaPeerWith(t, `,"secure":true`)
 }
 
-// opcuaPeerWith is opcuaPeer with more options of server.js, as members of a JSON
-// object.
+// opcuaPeerWith is opcuaPeer with other options of server.js: more members of
+// their JSON object.
 func opcuaPeerWith(t *testing.T, more string) (endpoint string, freeze func() int) {
 	t.Helper()
 	const folder = "sources/opcua/testdata"

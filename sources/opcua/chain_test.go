@@ -3,15 +3,9 @@
 package opcua
 
 import (
-	"crypto/rand"
-	"crypto/rsa"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/pem"
 	"fmt"
-	"math/big"
-	"net"
-	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -20,47 +14,6 @@ import (
 
 	"github.com/edgehost/edgehost/sources"
 )
-
-// plantCA is a root, an issuer below it, and what a server below that shows.
-type plantCA struct {
-	root, issuer, leaf *x509.Certificate
-	key                *rsa.PrivateKey // of the leaf
-}
-
-func newPlantCA(t *testing.T) plantCA {
-	t.Helper()
-	var ca plantCA
-	issue := func(name string, parent *x509.Certificate, signer *rsa.PrivateKey, bits int) (*x509.Certificate, *rsa.PrivateKey) {
-		key, err := rsa.GenerateKey(rand.Reader, bits)
-		if err != nil {
-			t.Fatal(err)
-		}
-		tpl := &x509.Certificate{SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name}, BasicConstraintsValid: true,
-			NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour), KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign, IsCA: true}
-		if name == "peer" {
-			tpl.IsCA, tpl.KeyUsage = false, x509.KeyUsageDigitalSignature|x509.KeyUsageContentCommitment|x509.KeyUsageKeyEncipherment|x509.KeyUsageDataEncipherment
-			tpl.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
-			tpl.URIs, tpl.DNSNames, tpl.IPAddresses = []*url.URL{{Scheme: "urn", Opaque: "edgehost:peer"}}, []string{"localhost"}, []net.IP{net.IPv4(127, 0, 0, 1)}
-		}
-		if parent == nil {
-			parent, signer = tpl, key
-		}
-		der, err := x509.CreateCertificate(rand.Reader, tpl, parent, key.Public(), signer)
-		if err != nil {
-			t.Fatal(err)
-		}
-		cert, err := x509.ParseCertificate(der)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return cert, key
-	}
-	root, rootKey := issue("plant root", nil, nil, 2048)
-	issuer, issuerKey := issue("plant issuer", root, rootKey, 2048)
-	ca.root, ca.issuer = root, issuer
-	ca.leaf, ca.key = issue("peer", issuer, issuerKey, 3072)
-	return ca
-}
 
 // files writes the server's key, and what it shows: certs, in this order.
 func (ca plantCA) files(t *testing.T, certs ...*x509.Certificate) map[string]any {

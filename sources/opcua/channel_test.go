@@ -269,20 +269,38 @@ func TestChannel(t *testing.T) {
 	leaks := goleak.IgnoreCurrent()
 	for name, guard := range guards {
 		t.Run(name, func(t *testing.T) {
-			address := serve(t, guard, servers[name], func(s *wireServer) { s.issuers, s.values = small.cert.Raw, 10_000 })
+			secret := []byte("ns=1;s=a")
+			var mu sync.Mutex
+			clear, length := false, 0
+			address := serve(t, guard, servers[name], func(s *wireServer) {
+				s.issuers, s.values = small.cert.Raw, 4_000
+				s.spoil = func(_ string, frames [][]byte) [][]byte {
+					mu.Lock()
+					defer mu.Unlock()
+					for _, f := range frames {
+						clear, length = clear || bytes.Contains(f, secret), max(length, len(f))
+					}
+					return frames
+				}
+			})
 			c, err := dialChannel(t.Context(), address, "opc.tcp://x", guard, 5*time.Second)
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer c.close()
-			for _, more := range []int{0, 1, 2, 3, 5, 20_000} { // every length of padding, and many chunks
+			for _, more := range []int{0, 1, 2, 3, 5, 6_000} { // every length of padding, and many chunks
 				res, err := readOver(t.Context(), c, more)
 				if err != nil {
 					t.Fatal(err)
 				}
-				if n := len(res.Results); n != 10_000 || res.Results[9999].Value.Value() != "ns=1;s=a 9999" {
+				if n := len(res.Results); n != 4_000 || res.Results[3999].Value.Value() != "ns=1;s=a 3999" {
 					t.Errorf("%d results, the last %v", n, res.Results[n-1].Value.Value())
 				}
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			if clear == guard.encrypts() || length < bufferSize-1000 {
+				t.Errorf("in clear: %v; longest chunk %d bytes", clear, length)
 			}
 		})
 	}

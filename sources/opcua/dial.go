@@ -2,9 +2,11 @@ package opcua
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"log/slog"
 	"net/url"
+	"slices"
 	"time"
 
 	"github.com/edgehost/edgehost/sources"
@@ -26,6 +28,8 @@ type dialer struct {
 	// lives on only with the same one.
 	sessionOwn string
 	own        *identity
+	// chain is the server's certificate and, in trust mode ca, its issuers.
+	chain []*x509.Certificate
 }
 
 // connect opens channel and session, the session of the last connection when
@@ -45,11 +49,10 @@ func (d *dialer) connect(ctx context.Context) (*link, error) {
 	}
 	secured := ep.SecurityMode != ua.MessageSecurityModeNone
 	if secured || u.policy != ua.SecurityPolicyURINone && d.cfg.Username != "" {
-		cert, err := d.cfg.CertStore(d.dir).check(d.cfg, d.url.Hostname(), ep.ServerCertificate)
-		if err != nil {
+		if d.chain, err = d.cfg.CertStore(d.dir).check(d.cfg, d.url.Hostname(), ep.ServerCertificate); err != nil {
 			return nil, err
 		}
-		d.status.Gauge(metricServerCertDays, time.Until(cert.NotAfter).Hours()/24)
+		d.countDays(nil)
 	}
 	if !secured {
 		d.own = nil
@@ -59,7 +62,7 @@ func (d *dialer) connect(ctx context.Context) (*link, error) {
 	if d.own, err = ownIdentity(d.cfg, paths, d.log); err != nil {
 		return nil, &refusal{kind: refusedConfig, msg: "our application certificate", err: err}
 	}
-	d.status.Gauge(metricOwnCertDays, time.Until(d.own.cert.NotAfter).Hours()/24)
+	d.countDays(d.own)
 	l, err := d.open(ctx, ep, u, d.own)
 	if r := new(refusal); errors.As(err, &r) && r.kind == refusedAuth {
 		if old := previousIdentity(paths, d.own); old != nil {
@@ -150,6 +153,21 @@ func (d *dialer) activate(ctx context.Context, c *channel, endpoint string, u us
 	return false, nil
 }
 
+// countDays tells how long the certificates are valid: ours, unless own is nil,
+// the server's, and the one of its issuers that expires first.
+func (d *dialer) countDays(own *identity) {
+	days := func(metric string, c *x509.Certificate) { d.status.Gauge(metric, time.Until(c.NotAfter).Hours()/24) }
+	if own != nil {
+		days(metricOwnCertDays, own.cert)
+	}
+	if len(d.chain) > 0 {
+		days(metricServerCertDays, d.chain[0])
+	}
+	if len(d.chain) > 1 {
+		days(metricCACertDays, slices.MinFunc(d.chain[1:], func(a, b *x509.Certificate) int { return a.NotAfter.Compare(b.NotAfter) }))
+	}
+}
+
 // renewed looks at our certificate again, and renews it when it is due.
 func (d *dialer) renewed(used *identity) bool {
 	now, err := ownIdentity(d.cfg, d.cfg.ownPaths(d.dir), d.log)
@@ -157,7 +175,7 @@ func (d *dialer) renewed(used *identity) bool {
 		d.log.Warn("our certificate cannot be read any more; the connection goes on with the old one", "err", err)
 		return false
 	}
-	d.status.Gauge(metricOwnCertDays, time.Until(now.cert.NotAfter).Hours()/24)
+	d.countDays(now)
 	return now.thumbprint() != used.thumbprint()
 }
 

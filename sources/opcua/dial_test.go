@@ -59,7 +59,7 @@ func TestBadPeers(t *testing.T) {
 		"silence":     {func(c net.Conn) { _, _ = io.Copy(io.Discard, c) }, "does not answer in time"},
 		"hangs up":    {func(net.Conn) {}, "closed the connection during the handshake"},
 		"another url": {func(c net.Conn) { _, _ = c.Write(errorMessage(0x80830000, "no")); _, _ = io.Copy(io.Discard, c) }, "does not serve"},
-		"http":        {func(c net.Conn) { _, _ = c.Write([]byte("HTTP/1.1 400 Bad Request\r\n\r\n")) }, "connect opc.tcp://"},
+		"http":        {func(c net.Conn) { _, _ = c.Write([]byte("HTTP/1.1 400 Bad Request\r\n\r\n")) }, "no OPC UA server"},
 		"short header": {func(c net.Conn) {
 			_, _ = c.Write([]byte{'A', 'C', 'K', 'F', 8, 0, 0, 0})
 			_, _ = io.Copy(io.Discard, c)

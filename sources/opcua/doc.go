@@ -1,11 +1,11 @@
 // Package opcua reads OPC UA servers. It never says "connected" while it
 // delivers nothing, and it loses nothing that the server still holds.
 //
-// The wire (channel, session, encoding) is gopcua's; the subscription engine
-// is ours:
+// Types, encoding and algorithms are gopcua's; channel, session and subscription
+// engine are ours:
 //
-//	supervisor ─ Run ─ dial ─ session ─ resume ─┐
-//	                                            v
+//	supervisor ─ Run ─ channel ─ session ─ resume ─┐
+//	                                               v
 //	server ── publish ×N ──> order by sequence ──> emit ──> pipeline
 //	   ^                        │ hole: Republish              │
 //	   └── acknowledge <────────┴──── durable <── done(nil) <──┘

@@ -429,11 +429,12 @@ func (e *engine) accept(sub *subscription, m *ua.NotificationMessage) {
 // value is not to be delivered.
 func (e *engine) value(it *item, v *ua.DataValue, now time.Time) (r abi.Record, ok bool) {
 	r = it.record(e.src.name, &e.src.cfg, v, now, &e.arena)
-	it.delivered, it.probed, it.lastAt = true, 0, now
-	it.lastValue, it.lastCode, it.lastEvent = r.Value, r.Status, r.EventTime
 	if v.Status&overflowBits == overflowBits {
 		e.src.status.Add(metricOverflow, 1)
+		e.overflowed(it, r.EventTime)
 	}
+	it.delivered, it.probed, it.lastAt = true, 0, now
+	it.lastValue, it.lastCode, it.lastEvent = r.Value, r.Status, r.EventTime
 	if *it.cfg.HeartbeatSeconds > 0 {
 		it.heartbeat = r
 	}

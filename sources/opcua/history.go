@@ -28,13 +28,14 @@ func (e *engine) startBackfill(ctx context.Context) {
 	var holes []hole
 	now := time.Now()
 	for _, it := range e.src.plan.items {
-		from := it.gapFrom
-		if from == 0 {
-			from = it.lastEvent
+		if !it.history || it.event != nil || it.gapFrom == 0 {
+			continue
 		}
-		if it.history && it.event == nil && from > 0 {
-			holes = append(holes, hole{it: it, from: time.UnixMicro(from + 1), to: now})
+		h := hole{it: it, from: time.UnixMicro(it.gapFrom + 1), to: now}
+		if it.gapTo != 0 {
+			h.to = time.UnixMicro(it.gapTo)
 		}
+		holes = append(holes, h)
 	}
 	if len(holes) == 0 {
 		e.endBackfill()
@@ -59,7 +60,7 @@ func (e *engine) endBackfill() {
 		return
 	}
 	for _, it := range e.src.plan.items {
-		it.gapFrom = 0
+		it.gapFrom, it.gapTo = 0, 0
 	}
 }
 
@@ -71,6 +72,9 @@ func (e *engine) readHoles(ctx context.Context, s *session, holes []hole) error 
 			ids[i] = &ua.HistoryReadValueID{NodeID: h.it.node, DataEncoding: &ua.QualifiedName{}}
 			if h.from.Before(from) {
 				from = h.from
+			}
+			if h.to.After(to) {
+				to = h.to
 			}
 		}
 		for len(ids) > 0 {

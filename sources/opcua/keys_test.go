@@ -4,15 +4,20 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/pem"
 	"log/slog"
 	"math/big"
+	"net"
+	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/edgehost/edgehost/sources"
 	"github.com/edgehost/edgehost/sources/sourcetest"
 )
 
@@ -189,6 +194,99 @@ func TestTrustCA(t *testing.T) {
 	}
 	if _, err := c.CertStore("").check(c, "plc", cert.Raw); err != nil {
 		t.Errorf("a certificate of the trusted CA is refused: %v", err)
+	}
+}
+
+// plantCA is a root, an issuer below it, and what a server below that shows.
+type plantCA struct {
+	root, issuer, leaf      *x509.Certificate
+	rootKey, issuerKey, key *rsa.PrivateKey // key is the leaf's
+}
+
+func newPlantCA(t *testing.T) plantCA {
+	t.Helper()
+	var ca plantCA
+	issue := func(name string, parent *x509.Certificate, signer *rsa.PrivateKey, bits int) (*x509.Certificate, *rsa.PrivateKey) {
+		key, err := rsa.GenerateKey(rand.Reader, bits)
+		if err != nil {
+			t.Fatal(err)
+		}
+		tpl := &x509.Certificate{SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name}, BasicConstraintsValid: true,
+			NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour), KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign, IsCA: true}
+		if name == "peer" {
+			tpl.IsCA, tpl.KeyUsage = false, x509.KeyUsageDigitalSignature|x509.KeyUsageContentCommitment|x509.KeyUsageKeyEncipherment|x509.KeyUsageDataEncipherment
+			tpl.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
+			tpl.URIs, tpl.DNSNames, tpl.IPAddresses = []*url.URL{{Scheme: "urn", Opaque: "edgehost:peer"}}, []string{"localhost"}, []net.IP{net.IPv4(127, 0, 0, 1)}
+		}
+		if parent == nil {
+			parent, signer = tpl, key
+		}
+		der, err := x509.CreateCertificate(rand.Reader, tpl, parent, key.Public(), signer)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cert, err := x509.ParseCertificate(der)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return cert, key
+	}
+	ca.root, ca.rootKey = issue("plant root", nil, nil, 2048)
+	ca.issuer, ca.issuerKey = issue("plant issuer", ca.root, ca.rootKey, 2048)
+	ca.leaf, ca.key = issue("peer", ca.issuer, ca.issuerKey, 3072)
+	return ca
+}
+
+// TestTrustChain: a certificate is trusted by what is sent with it, up to a root
+// that we know; each of the chain may be revoked by its issuer.
+func TestTrustChain(t *testing.T) {
+	ca := newPlantCA(t)
+	chain := slices.Concat(ca.leaf.Raw, ca.issuer.Raw)
+	revoked := func(by *x509.Certificate, key *rsa.PrivateKey, which *x509.Certificate) []byte {
+		list, err := x509.CreateRevocationList(rand.Reader, &x509.RevocationList{Number: big.NewInt(1), ThisUpdate: time.Now(), NextUpdate: time.Now().Add(time.Hour),
+			RevokedCertificateEntries: []x509.RevocationListEntry{{SerialNumber: which.SerialNumber, RevocationTime: time.Now()}}}, by, key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return list
+	}
+	for name, tc := range map[string]struct {
+		shown, list []byte
+		says        string
+	}{
+		"chain":             {chain, nil, ""},
+		"leaf alone":        {ca.leaf.Raw, nil, "put the issuer (CN=plant issuer) there"},
+		"revoked":           {chain, revoked(ca.issuer, ca.issuerKey, ca.leaf), "is revoked by CN=plant issuer"},
+		"issuer revoked":    {chain, revoked(ca.root, ca.rootKey, ca.issuer), "the issuer of the server's certificate, CN=plant issuer, is revoked by CN=plant root"},
+		"a stranger's list": {chain, revoked(ca.root, ca.rootKey, ca.leaf), ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			if err := os.WriteFile(filepath.Join(dir, "root.der"), ca.root.Raw, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if tc.list != nil {
+				if err := os.WriteFile(filepath.Join(dir, "plant.crl"), tc.list, 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			c := Config{Trust: TrustConfig{Mode: "ca", Dir: dir}}
+			found, err := c.CertStore("").check(c, "plc", tc.shown)
+			if tc.says != "" {
+				if err == nil || !strings.Contains(err.Error(), tc.says) {
+					t.Errorf("want %q, got %v", tc.says, err)
+				}
+				return
+			}
+			if err != nil || len(found) != 3 || !found[1].Equal(ca.issuer) {
+				t.Fatalf("%d certificates, %v", len(found), err)
+			}
+			status := sources.NewStatus("s", protocol)
+			(&dialer{status: status, chain: found}).countDays(nil)
+			if days := status.Snapshot().Counters[metricCACertDays]; days < 0.9 || days > 1 {
+				t.Errorf("%v days until a CA expires, want 1", days)
+			}
+		})
 	}
 }
 

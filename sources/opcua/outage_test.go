@@ -30,7 +30,13 @@ func wait(d time.Duration) { <-time.After(d) }
 // fault, and returns how many values were lost.
 func outage(t *testing.T, cfg Config, fault func(p *peer, proxy *faultProxy, r *rig)) (lost int, r *rig) {
 	t.Helper()
-	p := startPeer(t, map[string]any{"counters": 10, "everyMs": 100})
+	return outageWith(t, map[string]any{"counters": 10, "everyMs": 100}, cfg, fault)
+}
+
+// outageWith is outage over a server with opts.
+func outageWith(t *testing.T, opts map[string]any, cfg Config, fault func(p *peer, proxy *faultProxy, r *rig)) (lost int, r *rig) {
+	t.Helper()
+	p := startPeer(t, opts)
 	proxy, url := behindProxy(t, p)
 	r = run(t, url, cfg, &collector{})
 	r.awaitState(t, sources.Connected)
@@ -41,7 +47,17 @@ func outage(t *testing.T, cfg Config, fault func(p *peer, proxy *faultProxy, r *
 	last := uint64(p.tell(t, "freeze"))
 	eventually(t, "the last value", 30*time.Second, func() bool { return r.col.numbers()["nsu=urn:edgehost:test;s=Counter0"][last] > 0 })
 	r.stop()
-	return checkCounters(t, r.col, 10), r
+	lost = checkCounters(t, r.col, len(cfg.Nodes))
+	repeats := 0
+	for _, numbers := range r.col.numbers() {
+		for _, times := range numbers {
+			repeats += times - 1
+		}
+	}
+	c := r.status.Snapshot().Counters
+	t.Logf("up to %d of %d counters: lost %d, twice %d; republished %v, gaps %v, overflows %v, resumes %v", last, len(cfg.Nodes), lost, repeats,
+		c[metricRepublished], c[metricGaps], c[metricOverflow], c[metricResumes])
+	return lost, r
 }
 
 func wantNothingLost(t *testing.T, lost int, r *rig) {
@@ -255,26 +271,77 @@ func TestOutageServerRestart(t *testing.T) {
 	eventually(t, "the node that came back", 90*time.Second, func() bool { return r.status.Snapshot().State == sources.Connected })
 }
 
-// TestOutageQueueTooSmall: what does not fit the server's queue is lost, flagged
-// and counted, not hidden.
-func TestOutageQueueTooSmall(t *testing.T) {
-	cfg := counterConfig(10)
+// overflow runs an outage that is longer than the queue of the server, and
+// returns how many values are missing, in how many holes, and how many of the
+// holes have no flagged value behind them. Flagged values without a hole in front
+// of them count too.
+func overflow(t *testing.T, opts map[string]any, change func(*Config)) (lost, holes, unflagged int, r *rig) {
+	t.Helper()
+	cfg := counterConfig(opts["counters"].(int))
 	cfg.Defaults.QueueSize = new(20)
-	cfg.KeepaliveCount = 30
-	cfg.PublishRequests = 1
-	lost, r := outage(t, cfg, func(_ *peer, proxy *faultProxy, _ *rig) {
+	cfg.KeepaliveCount, cfg.PublishRequests = 30, 1
+	change(&cfg)
+	lost, r = outageWith(t, opts, cfg, func(_ *peer, proxy *faultProxy, _ *rig) {
 		proxy.refuseAll()
 		wait(8 * time.Second)
 		proxy.listen(t)
 	})
-	over := 0
+	last, flagged := map[string]uint64{}, map[string]map[uint64]bool{}
 	for _, rec := range r.col.all() {
 		if v, ok := rec.Attr(abi.AttrOverflow); ok && v.AsBool() {
-			over++
+			if flagged[rec.Address] == nil {
+				flagged[rec.Address] = map[uint64]bool{}
+			}
+			flagged[rec.Address][rec.Value.AsUint()] = true
+		}
+		if v, ok := rec.Attr(abi.AttrBackfilled); ok && v.AsBool() {
+			continue
+		}
+		n, before := rec.Value.AsUint(), last[rec.Address]
+		last[rec.Address] = max(n, before)
+		if before == 0 || n <= before+1 {
+			continue
+		}
+		holes++
+		if !flagged[rec.Address][n] {
+			unflagged++
+			t.Logf("%s: %d after %d without a flag", rec.Address, n, before)
+		}
+		delete(flagged[rec.Address], n)
+	}
+	for address, rest := range flagged {
+		for n := range rest {
+			unflagged++
+			t.Logf("%s: %d is flagged although nothing is missing in front of it", address, n)
 		}
 	}
-	if lost > 0 && over == 0 && r.status.Snapshot().Counters[metricGaps] == 0 {
-		t.Errorf("%d values lost without a flag or a gap: %v", lost, r.status.Snapshot().Counters)
+	return lost, holes, unflagged, r
+}
+
+// TestOutageQueueTooSmall: what does not fit the server's queue is lost; the
+// value behind each hole, and no other, is flagged and counted.
+func TestOutageQueueTooSmall(t *testing.T) {
+	lost, holes, unflagged, r := overflow(t, map[string]any{"counters": 10, "everyMs": 100}, func(*Config) {})
+	counters := r.status.Snapshot().Counters
+	if lost == 0 || unflagged > 0 || counters[metricOverflow] != float64(holes) || counters[metricGaps] != 0 {
+		t.Errorf("lost %d in %d holes, %d flags wrong, counters %v", lost, holes, unflagged, counters)
 	}
-	t.Logf("lost %d, flagged %d, gaps %v", lost, over, r.status.Snapshot().Counters[metricGaps])
+	t.Logf("lost %d, holes %d, overflows counted %v, gaps %v", lost, holes, counters[metricOverflow], counters[metricGaps])
+}
+
+// TestOutageOverflowBackfilled: the same with history: nothing is lost, and what
+// was missing is marked.
+func TestOutageOverflowBackfilled(t *testing.T) {
+	lost, holes, unflagged, r := overflow(t, map[string]any{"counters": 3, "everyMs": 100, "history": true}, func(c *Config) { c.HistoryBackfill = true })
+	back := 0
+	for _, rec := range r.col.all() {
+		if v, ok := rec.Attr(abi.AttrBackfilled); ok && v.AsBool() {
+			back++
+		}
+	}
+	counters := r.status.Snapshot().Counters
+	if lost > 0 || holes == 0 || unflagged > 0 || back == 0 || counters[metricBackfilled] != float64(back) || counters[metricOverflow] != float64(holes) {
+		t.Errorf("lost %d in %d holes, %d flags wrong, %d back, counters %v", lost, holes, unflagged, back, counters)
+	}
+	t.Logf("lost %d, holes %d, read from history %d, counted %v", lost, holes, back, counters[metricBackfilled])
 }

@@ -119,7 +119,7 @@ func (p *peer) launch(t *testing.T, name string, args ...string) {
 
 func (p *peer) await(t *testing.T, prefix string) string {
 	t.Helper()
-	deadline := time.After(60 * time.Second)
+	deadline := time.After(3 * time.Minute) // on a busy machine node alone takes one to start
 	for {
 		select {
 		case line, ok := <-p.lines:

@@ -56,6 +56,7 @@ type item struct {
 	lastEvent int64 // event time of the last value, microseconds
 	heartbeat abi.Record
 	gapFrom   int64     // event time before a hole, until its history was read
+	gapTo     int64     // event time behind it, 0: it is not closed
 	origin    int       // index in Config.Nodes
 	checkedAt time.Time // when it was last compared with the server
 	probed    int       // how often the server had another value while we got none

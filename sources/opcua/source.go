@@ -23,6 +23,7 @@ const (
 	metricBackfilled     = "opcua_backfilled_total"
 	metricOwnCertDays    = "opcua_own_certificate_days"
 	metricServerCertDays = "opcua_server_certificate_days"
+	metricCACertDays     = "opcua_ca_certificate_days" // of the issuer that expires first
 )
 
 // protocol is the name in configuration and metrics.

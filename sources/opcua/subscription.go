@@ -293,5 +293,20 @@ func (e *engine) gap(messages int) {
 		if it.gapFrom == 0 {
 			it.gapFrom = it.lastEvent
 		}
+		it.gapTo = 0
+	}
+}
+
+// overflowed asks for the history of what the server's queue of it did not hold
+// in front of a value at the event time at.
+func (e *engine) overflowed(it *item, at int64) {
+	if !it.history || it.lastEvent == 0 {
+		return
+	}
+	e.backfill = true
+	if it.gapFrom == 0 {
+		it.gapFrom, it.gapTo = it.lastEvent, at
+	} else if it.gapTo != 0 {
+		it.gapTo = at
 	}
 }

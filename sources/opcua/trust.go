@@ -211,9 +211,10 @@ func readCerts(dir string) (map[string]*x509.Certificate, error) {
 	return out, nil
 }
 
-// check decides whether a server that showed der may be talked to. The error is
-// a refusal that names the thumbprint and the way out.
-func (s *CertStore) check(c Config, host string, der []byte) (*x509.Certificate, error) {
+// check decides whether a server that showed der may be talked to, and returns
+// its certificate and those of its issuers, up to a trusted one, in mode ca. The
+// error is a refusal that names the thumbprint and the way out.
+func (s *CertStore) check(c Config, host string, der []byte) ([]*x509.Certificate, error) {
 	leaf, issuers := splitChain(der)
 	cert, err := parseCertificate(leaf)
 	if err != nil {
@@ -223,8 +224,9 @@ func (s *CertStore) check(c Config, host string, der []byte) (*x509.Certificate,
 	no := func(format string, args ...any) error {
 		return &refusal{kind: refusedTrust, msg: fmt.Sprintf(format, args...), err: s.refuse(cert)}
 	}
+	alone := []*x509.Certificate{cert}
 	if c.Trust.Mode == "insecure" {
-		return cert, nil
+		return alone, nil
 	}
 	if now := time.Now(); now.After(cert.NotAfter) || now.Before(cert.NotBefore) {
 		return nil, no("server certificate %s is valid from %s to %s only: renew it on the server, or check the clocks",
@@ -245,11 +247,11 @@ func (s *CertStore) check(c Config, host string, der []byte) (*x509.Certificate,
 		if pin, err := parseCertificate(b); err != nil || !bytes.Equal(pin.Raw, cert.Raw) {
 			return nil, no("server shows certificate %s, which is not the pinned one: if the server was renewed, replace %s", print, c.Trust.ServerCertificatePath)
 		}
-		return cert, nil
+		return alone, nil
 	case "ca":
-		return cert, s.checkCA(cert, issuers, no)
+		return s.checkCA(cert, issuers, no)
 	default:
-		return cert, s.checkList(c, host, cert, no)
+		return alone, s.checkList(c, host, cert, no)
 	}
 }
 
@@ -287,10 +289,11 @@ func (s *CertStore) checkList(c Config, host string, cert *x509.Certificate, no 
 	return writeFile(memo, []byte(print+"\n"), 0o644)
 }
 
-func (s *CertStore) checkCA(cert *x509.Certificate, issuers []*x509.Certificate, no func(string, ...any) error) error {
+// checkCA returns the chain from cert to a trusted CA.
+func (s *CertStore) checkCA(cert *x509.Certificate, issuers []*x509.Certificate, no func(string, ...any) error) ([]*x509.Certificate, error) {
 	trusted, err := readCerts(s.trusted)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	roots := x509.NewCertPool()
 	for _, t := range trusted {
@@ -300,39 +303,62 @@ func (s *CertStore) checkCA(cert *x509.Certificate, issuers []*x509.Certificate,
 	for _, c := range issuers {
 		between.AddCert(c)
 	}
-	if _, err := cert.Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}); err != nil {
-		return no("server certificate %s is not issued by a CA in %s: put the issuer (%s) there", Thumbprint(cert.Raw), s.trusted, cert.Issuer)
+	chains, err := cert.Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
+	if err != nil {
+		return nil, no("server certificate %s is not issued by a CA in %s: put the issuer (%s) there", Thumbprint(cert.Raw), s.trusted, cert.Issuer)
 	}
-	return s.checkRevoked(cert, trusted, no)
+	lists, err := s.revocationLists()
+	if err != nil {
+		return nil, err
+	}
+	for _, chain := range chains {
+		if err = checkRevoked(chain, lists, no); err == nil {
+			return chain, nil
+		}
+	}
+	return nil, err
 }
 
-// checkRevoked reads the *.crl files beside the CA certificates. A list that no
-// trusted CA signed is not believed.
-func (s *CertStore) checkRevoked(cert *x509.Certificate, cas map[string]*x509.Certificate, no func(string, ...any) error) error {
+// revocationLists reads the *.crl files beside the CA certificates.
+func (s *CertStore) revocationLists() (lists []*x509.RevocationList, err error) {
 	paths, err := filepath.Glob(filepath.Join(s.trusted, "*.crl"))
 	if err != nil {
-		return fmt.Errorf("find revocation lists: %w", err)
+		return nil, fmt.Errorf("find revocation lists: %w", err)
 	}
 	for _, path := range paths {
 		b, err := os.ReadFile(path)
 		if err != nil {
-			return fmt.Errorf("read revocation list: %w", err)
+			return nil, fmt.Errorf("read revocation list: %w", err)
 		}
 		if block, _ := pem.Decode(b); block != nil {
 			b = block.Bytes
 		}
 		list, err := x509.ParseRevocationList(b)
 		if err != nil {
-			return fmt.Errorf("read revocation list %s: %w", path, err)
+			return nil, fmt.Errorf("read revocation list %s: %w", path, err)
 		}
-		for _, ca := range cas {
-			if !bytes.Equal(ca.RawSubject, cert.RawIssuer) || list.CheckSignatureFrom(ca) != nil {
+		lists = append(lists, list)
+	}
+	return lists, nil
+}
+
+// checkRevoked looks for each certificate of chain, save the last, in the lists
+// of its issuer. A list that the issuer did not sign is not believed.
+func checkRevoked(chain []*x509.Certificate, lists []*x509.RevocationList, no func(string, ...any) error) error {
+	for i, cert := range chain[:len(chain)-1] {
+		issuer := chain[i+1]
+		for _, list := range lists {
+			if !bytes.Equal(list.RawIssuer, issuer.RawSubject) || list.CheckSignatureFrom(issuer) != nil {
 				continue
 			}
 			for _, r := range list.RevokedCertificateEntries {
-				if r.SerialNumber.Cmp(cert.SerialNumber) == 0 {
-					return no("server certificate %s is revoked by %s", Thumbprint(cert.Raw), ca.Subject)
+				if r.SerialNumber.Cmp(cert.SerialNumber) != 0 {
+					continue
 				}
+				if i == 0 {
+					return no("server certificate %s is revoked by %s", Thumbprint(cert.Raw), issuer.Subject)
+				}
+				return no("the issuer of the server's certificate, %s, is revoked by %s", cert.Subject, issuer.Subject)
 			}
 		}
 	}

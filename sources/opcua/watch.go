@@ -442,6 +442,8 @@ func (e *engine) health(now time.Time) (sources.State, string) {
 		return sources.Degraded, fmt.Sprintf("%d of %d items cannot be read: %s; tried again every minute", len(bad), total, summary(bad))
 	case waiting > 0 && now.Sub(e.firstAt) > time.Minute:
 		return sources.Degraded, fmt.Sprintf("%d of %d items have sent no value yet", waiting, total)
+	case e.stalledItems > 0 && e.stalledItems >= min(values, probeNodes):
+		return sources.Stalled, fmt.Sprintf("none of %d items delivered, although the server has new values; they were created again", values)
 	case e.stalledItems > 0:
 		return sources.Degraded, fmt.Sprintf("%d items did not deliver and were created again", e.stalledItems)
 	case e.serverState != "":
