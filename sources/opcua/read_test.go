@@ -115,7 +115,9 @@ func TestTypes(t *testing.T) {
 	p := startPeer(t, map[string]any{"counters": 0, "types": true})
 	r := run(t, p.url, plain(NodeConfig{BrowsePath: "Objects/3:Plant/3:Types", Recursive: true}), &collector{})
 	r.awaitState(t, sources.Connected)
-	out, err := exec.Command(python, "testdata/read.py", p.url).Output()
+	read := exec.Command(python, "testdata/read.py", p.url)
+	read.Stderr = t.Output()
+	out, err := read.Output()
 	if err != nil {
 		t.Fatalf("asyncua: %v %s", err, out)
 	}

@@ -86,7 +86,7 @@ def line(name, dv):
 
 
 async def main():
-    async with Client(sys.argv[1]) as c:
+    async with Client(sys.argv[1], timeout=60, watchdog_intervall=30) as c:  # on a busy machine
         await c.load_data_type_definitions()
         ns = await c.get_namespace_index("urn:edgehost:test")
         out = {}
