@@ -309,9 +309,10 @@ func TestConformanceAddressSpace(t *testing.T) {
 		}
 		return float64(len(got)) >= r.status.Snapshot().Counters[metricItems]*0.98 && len(got) > 500
 	})
-	if s := r.status.Snapshot().State; s != sources.Connected && s != sources.Degraded {
-		t.Errorf("%+v", r.status.Snapshot())
-	}
+	eventually(t, "a state", 10*time.Second, func() bool {
+		s := r.status.Snapshot().State
+		return s == sources.Connected || s == sources.Degraded
+	})
 	unknown := map[string]int{}
 	for _, rec := range r.col.all() {
 		if reason, ok := rec.Attr(abi.AttrReason); ok && rec.Status>>30 == 0 {

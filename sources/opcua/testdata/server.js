@@ -88,7 +88,7 @@ async function main() {
   }
   if (o.types) addTypes(space, ns, plant);
   if (o.conformance) {
-    require("node-opcua-address-space-for-conformance-testing").build_address_space_for_conformance_testing(space, { mass_variables: false });
+    await require("node-opcua-address-space-for-conformance-testing").build_address_space_for_conformance_testing(space, { mass_variables: false });
   }
   let frozen = false;
   setInterval(() => {
