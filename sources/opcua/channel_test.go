@@ -488,7 +488,9 @@ func negativeArray(_ *wireServer, id uint32) [][]byte {
 func TestUnwantedAnswer(t *testing.T) {
 	guard := protection{policy: ua.SecurityPolicyURINone, mode: ua.MessageSecurityModeNone}
 	address := serve(t, guard, nil, func(s *wireServer) {
-		s.before = func(s *wireServer, id uint32) [][]byte { return append(negativeArray(s, id+1), endless(s, id+1)...) }
+		s.before = func(s *wireServer, id uint32) [][]byte {
+			return append(negativeArray(s, id+1), raw('C', id+1, make([]byte, 60_000)))
+		}
 	})
 	c, err := dialChannel(t.Context(), address, "opc.tcp://x", guard, 5*time.Second)
 	if err != nil {
