@@ -367,6 +367,7 @@ func (s *hostileSite) await(what string, ok func(name string, now control.Source
 // at work: it is a process of its own, the status says what happened, neither
 // host nor neighbours notice, and when the server behaves again its values flow.
 func TestHostileServer(t *testing.T) {
+	began := time.Now()
 	s := startHostileSite(t)
 	s.calm(30)
 	before := peakMemory(t)
@@ -382,7 +383,6 @@ func TestHostileServer(t *testing.T) {
 			return s.relays[name].struck.Load() > 0
 		}
 	}
-	began := time.Now()
 	s.await("what happens to be told", told(func(a attack) string { return a.opening }))
 	for name, r := range s.relays {
 		if n, most := r.struck.Load(), int64(time.Since(began)/(70*time.Millisecond))+2; attacks[name].opening != "" && (n < 2 || n > most) {

@@ -23,12 +23,19 @@ import (
 // and what stops the counters and returns their last value.
 func opcuaPeer(t *testing.T) (endpoint string, freeze func() int) {
 	t.Helper()
+	return opcuaPeerWith(t, `,"secure":true`)
+}
+
+// opcuaPeerWith is opcuaPeer with other options of server.js: more members of
+// their JSON object.
+func opcuaPeerWith(t *testing.T, more string) (endpoint string, freeze func() int) {
+	t.Helper()
 	const folder = "sources/opcua/testdata"
 	if _, err := os.Stat(folder + "/node_modules/node-opcua"); err != nil {
 		t.Fatal("node-opcua is not installed: run conformance/install-opcua.sh first")
 	}
 	port := port(freePort(t))
-	cmd := exec.Command("node", "server.js", fmt.Sprintf(`{"dir":%q,"port":%s,"counters":10,"everyMs":100,"secure":true}`, t.TempDir(), port))
+	cmd := exec.Command("node", "server.js", fmt.Sprintf(`{"dir":%q,"port":%s,"counters":10,"everyMs":100%s}`, t.TempDir(), port, more))
 	cmd.Dir = folder
 	in, err := cmd.StdinPipe()
 	if err != nil {

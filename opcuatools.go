@@ -12,7 +12,6 @@ import (
 
 	"github.com/urfave/cli/v2"
 
-	"github.com/edgehost/edgehost/sources"
 	"github.com/edgehost/edgehost/sources/opcua"
 )
 
@@ -110,11 +109,9 @@ func opcuaFlag(c *cli.Context) (*config, *sourceConfig, error) {
 	return cfg, s, err
 }
 
-// newOPCUA makes a source for a look: it runs in this process, which has nothing
-// to lose.
-func newOPCUA(c *cli.Context, cfg *config, s *sourceConfig) (*opcua.Source, error) {
-	log := slog.New(logHandler("text", c.App.ErrWriter, slog.LevelWarn))
-	return cfg.opcuaJob(s).source(log, sources.NewStatus(s.Name, s.Protocol), nil)
+// toolLog is where commands that look at a server say what they notice.
+func toolLog(c *cli.Context) *slog.Logger {
+	return slog.New(logHandler("text", c.App.ErrWriter, slog.LevelWarn))
 }
 
 func opcuaBrowse(c *cli.Context) error {
@@ -128,18 +125,14 @@ func opcuaBrowse(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	src, err := newOPCUA(c, cfg, s)
-	if err != nil {
-		return err
-	}
-	list, truncated, err := src.Browse(c.Context, opcua.BrowseOptions{Start: c.String("path"), MaxDepth: c.Int("depth"), MaxNodes: c.Int("max-nodes")})
+	a, err := cfg.ask(c.Context, s, opcuaLook{Browse: &opcua.BrowseOptions{Start: c.String("path"), MaxDepth: c.Int("depth"), MaxNodes: c.Int("max-nodes")}}, toolLog(c))
 	if err != nil {
 		return fmt.Errorf("browse %s: %w", s.Endpoint, err)
 	}
 	return show(c, struct {
 		Nodes     []opcua.BrowseEntry `json:"nodes"`
 		Truncated bool                `json:"truncated"`
-	}{list, truncated}, func(w io.Writer) { printTree(w, list, truncated) })
+	}{a.Nodes, a.Truncated}, func(w io.Writer) { printTree(w, a.Nodes, a.Truncated) })
 }
 
 // printTree prints nodes below their parents, and a configuration that reads the
@@ -166,6 +159,10 @@ func printTree(w io.Writer, list []opcua.BrowseEntry, truncated bool) {
 	}
 	if truncated {
 		fmt.Fprintln(w, "… there is more: give --path, or a larger --max-nodes")
+	}
+	if len(variables) == 0 {
+		fmt.Fprintln(w, "no variable is there; give another --path, or a larger --depth")
+		return
 	}
 	fmt.Fprintf(w, "\n# %d variables:\nnodes:\n", len(variables))
 	for _, e := range variables {
@@ -237,7 +234,7 @@ func certsShow(c *cli.Context) error {
 		}
 		return showCert(c, info, text)
 	}
-	info, err := s.OPCUA.OwnCertificate(cfg.certDir(), slog.New(logHandler("text", c.App.ErrWriter, slog.LevelWarn)))
+	info, err := s.OPCUA.OwnCertificate(cfg.certDir(), toolLog(c))
 	if err != nil {
 		return fmt.Errorf("our certificate: %w", err)
 	}

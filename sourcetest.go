@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"strconv"
 	"time"
 
@@ -79,8 +80,13 @@ func sourceTest(c *cli.Context) error {
 	if err := show(c, out, func(w io.Writer) { printTried(w, out) }); err != nil {
 		return err
 	}
-	if out.good == 0 && len(out.Values) > 0 {
+	switch {
+	case out.good > 0:
+		return nil
+	case len(out.Values) > 0:
 		return fmt.Errorf("source %s: not one value is good; the first is %s", s.Name, out.Values[0].Quality)
+	case len(out.Missing) > 0:
+		return fmt.Errorf("source %s: the server has nothing of what is configured; edgehost opcua browse shows what it has", s.Name)
 	}
 	return nil
 }
@@ -111,7 +117,7 @@ func (t *tried) add(recs []abi.Record) {
 		if runes := []rune(text); len(runes) > most {
 			text = string(runes[:most]) + "…"
 		}
-		if r.Status>>30 == 0 { // the top bits of a StatusCode: Good
+		if good(*r) {
 			t.good++
 		}
 		quality := "Good"
@@ -124,6 +130,9 @@ func (t *tried) add(recs []abi.Record) {
 		t.Values = append(t.Values, value{r.Address, text, quality, stamp(time.UnixMicro(r.EventTime))})
 	}
 }
+
+// good reports whether a record's value is: the top bits of a StatusCode.
+func good(r abi.Record) bool { return r.Status>>30 == 0 }
 
 // shown is a value for a person.
 func shown(v abi.Value) string {
@@ -146,18 +155,18 @@ func shown(v abi.Value) string {
 }
 
 func readOPCUA(ctx context.Context, c *cli.Context, cfg *config, s *sourceConfig, out *tried) error {
-	src, err := newOPCUA(c, cfg, s)
+	a, err := cfg.ask(ctx, s, opcuaLook{}, toolLog(c))
 	if err != nil {
 		return err
 	}
-	found, err := src.ReadOnce(ctx)
-	if err != nil {
-		return err
-	}
-	out.State, out.Security, out.Missing = string(sources.Connected), found.Security, found.Missing
-	out.add(found.Records)
+	out.State, out.Security, out.Missing = string(sources.Connected), a.Found.Security, a.Found.Missing
+	out.add(a.Found.Records)
 	return nil
 }
+
+// afterBad is how long a source may go on after a first batch without a good
+// value: a device that cannot be reached ends it, with words that say more.
+const afterBad = time.Second
 
 // readFirst runs a source until its first batch, which is never acknowledged.
 func readFirst(ctx context.Context, s *sourceConfig, out *tried) error {
@@ -180,13 +189,20 @@ func readFirst(ctx context.Context, s *sourceConfig, out *tried) error {
 	defer cancel()
 	var first []abi.Record
 	err = src.Run(run, func(ctx context.Context, b sources.Batch, _ func(error)) error {
-		if first == nil {
-			first = b.Records
-			cancel()
+		if first != nil {
+			return nil
 		}
+		if first = b.Records; !slices.ContainsFunc(first, good) {
+			time.AfterFunc(afterBad, cancel)
+			return nil
+		}
+		cancel()
 		<-ctx.Done()
 		return ctx.Err()
 	})
+	if err != nil && run.Err() == nil {
+		return err
+	}
 	out.add(first)
 	snap := st.Snapshot()
 	switch {
@@ -196,8 +212,6 @@ func readFirst(ctx context.Context, s *sourceConfig, out *tried) error {
 			out.State, out.Detail = string(sources.Degraded), snap.Detail
 		}
 		return nil
-	case err != nil && ctx.Err() == nil:
-		return err
 	case errors.Is(ctx.Err(), context.Canceled):
 		return ctx.Err()
 	case snap.State == sources.Connected || snap.State == sources.Degraded || snap.State == sources.Stalled:

@@ -34,7 +34,11 @@ func sourceWorkerCommand() *cli.Command {
 			if err != nil {
 				return nil, err
 			}
-			return job.source(deps.Logger, deps.Status, deps.Resume)
+			src, err := job.source(deps.Logger, deps.Status, deps.Resume)
+			if err != nil || job.Look == nil {
+				return src, err
+			}
+			return &looker{src, job.Name, *job.Look}, nil
 		})
 	}}
 }
@@ -46,7 +50,8 @@ type opcuaJob struct {
 	Endpoint string
 	Tags     map[string]string
 	Config   opcua.Config
-	Dir      string // of certificates
+	Dir      string     // of certificates
+	Look     *opcuaLook // not nil: ask once instead of running
 }
 
 func (j opcuaJob) source(log *slog.Logger, st *sources.Status, resume func() []byte) (*opcua.Source, error) {

@@ -178,6 +178,13 @@ func (s *Status) Read(records, bytes int) {
 	s.last = time.Now()
 }
 
+// Received counts bytes alone, where they are known apart from the records.
+func (s *Status) Received(bytes int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.bytes += uint64(bytes)
+}
+
 // Fail counts records that the source itself could not turn into records or
 // had to drop, by a short reason (decode_error, buffer_full, …).
 func (s *Status) Fail(reason string, records int) {

@@ -43,9 +43,11 @@ func (c *counted) apply(st *sources.Status, s sources.Snapshot) {
 	if c.failed == nil {
 		c.failed, c.counters = map[string]uint64{}, map[string]float64{}
 	}
-	if s.Records > c.records || s.Bytes > c.bytes {
-		st.Read(more(c.records, s.Records), more(c.bytes, s.Bytes))
-		c.records, c.bytes = max(c.records, s.Records), max(c.bytes, s.Bytes)
+	st.Received(more(c.bytes, s.Bytes))
+	c.bytes = max(c.bytes, s.Bytes)
+	if s.Records > c.records {
+		st.Read(more(c.records, s.Records), 0)
+		c.records = s.Records
 	}
 	for _, reason := range slices.Sorted(maps.Keys(s.Failed)) {
 		n := s.Failed[reason]

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"runtime/debug"
 	"slices"
 	"sync"
@@ -416,6 +417,9 @@ func (b *bus) connect() error {
 	b.conn = b.settings
 	b.buses.mu.Unlock()
 	l, err := b.buses.dial(b.conn, b.log)
+	if op := new(net.OpError); errors.As(err, &op) && op.Op == "dial" {
+		return sources.DialError(b.conn.key(), err)
+	}
 	if err != nil {
 		return openError(b.conn, err)
 	}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/gopcua/opcua/ua"
@@ -50,7 +51,8 @@ type channel struct {
 
 	write    sync.Mutex // the chunks of one message follow each other
 	sequence uint32
-	lastRead uint32 // sequence number; read's own, 0: none yet
+	arrived  atomic.Uint64 // bytes of the server's chunks
+	lastRead uint32        // sequence number; read's own, 0: none yet
 
 	mu       sync.Mutex
 	id       uint32
@@ -135,6 +137,7 @@ func (c *channel) hello(ctx context.Context, endpoint string) error {
 	if err != nil {
 		return err
 	}
+	c.arrived.Add(uint64(len(frame)))
 	switch kind := string(frame[:4]); kind {
 	case "ACKF":
 		var ack uacp.Acknowledge

@@ -97,8 +97,9 @@ type ItemConfig struct {
 	SkipFirst *bool `yaml:"skip_first"`
 }
 
-// DeadbandConfig suppresses small changes on the server: absolute in
-// engineering units, percent of the EURange.
+// DeadbandConfig suppresses small changes: absolute in engineering units, percent
+// of the EURange. The server applies it, or we when we poll; an item for which it
+// cannot be applied comes at every change, and the status says so.
 type DeadbandConfig struct {
 	Type  string  `yaml:"type"`
 	Value float64 `yaml:"value"`

@@ -88,6 +88,7 @@ func (d *dialer) discover(ctx context.Context) ([]*ua.EndpointDescription, error
 		return nil, explain(err, endpoint, "")
 	}
 	defer c.close()
+	defer func() { d.status.Received(int(c.arrived.Load())) }()
 	res, err := call[*ua.GetEndpointsResponse](ctx, sessionTransport{c: c}, &ua.GetEndpointsRequest{EndpointURL: endpoint})
 	if err != nil {
 		return nil, explain(err, endpoint, "")
@@ -121,7 +122,7 @@ func (d *dialer) open(ctx context.Context, ep *ua.EndpointDescription, u user, o
 		c.close()
 		return nil, explain(err, target.String(), own.thumbprint())
 	}
-	l := &link{transport: sessionTransport{c, d.session.token}, security: policyName(ep.SecurityPolicyURI) + "/" + modeName(ep.SecurityMode), resumed: resumed}
+	l := &link{transport: sessionTransport{c, d.session.token}, security: policyName(ep.SecurityPolicyURI) + "/" + modeName(ep.SecurityMode), resumed: resumed, arrived: c.arrived.Load}
 	l.close = func(ctx context.Context, keep bool) { d.close(ctx, c, keep) }
 	if own != nil && d.own == own {
 		l.renewed = func() bool { return d.renewed(own) }

@@ -58,7 +58,9 @@ type engine struct {
 	lastService      time.Time
 	blockedAt        time.Time // when the pipeline was last too full for more
 	nextRetry        time.Time
-	renewed          func() bool // link.renewed
+	renewed          func() bool   // link.renewed
+	arrived          func() uint64 // link.arrived
+	bytes            uint64        // of arrived, counted
 	nextProbe        time.Time
 	nextRebrowse     map[int]time.Time
 	lastModelBrowse  time.Time // when a model change asked for a browse
@@ -97,7 +99,7 @@ func one(r abi.Record) []abi.Record { return []abi.Record{r} }
 // run reads until ctx ends or the connection is lost. All its goroutines have
 // ended when it returns.
 func (e *engine) run(parent context.Context, l *link) error {
-	e.renewed = l.renewed
+	e.renewed, e.arrived = l.renewed, l.arrived
 	ctx, cancel := context.WithCancelCause(parent)
 	defer func() {
 		cancel(context.Canceled)
@@ -136,7 +138,9 @@ func (e *engine) loop(ctx context.Context) error {
 	now := time.Now()
 	e.lastAnswer, e.lastService, e.firstAt = now, now, now
 	e.nextRetry, e.nextProbe = now.Add(retryItems), now.Add(probeEvery)
-	e.startPolls(ctx)
+	if err := e.startPolls(ctx); err != nil {
+		return err
+	}
 	clock := time.NewTicker(tick)
 	defer clock.Stop()
 	hole := time.NewTicker(holePatience)
@@ -417,7 +421,7 @@ func (e *engine) accept(sub *subscription, m *ua.NotificationMessage) {
 	if e.src.cfg.Ack == "received" {
 		sub.durable.Store(m.SequenceNumber)
 	}
-	// The bytes of a notification are not known here; the records are.
+	// Bytes are counted at the connection.
 	e.src.status.Read(len(out.records), 0)
 	e.push(out)
 }

@@ -248,7 +248,7 @@ func TestNothingReadableIsStalled(t *testing.T) {
 		p := &pipe{}
 		_ = play(t, src, p.emit, func() {
 			time.Sleep(3 * time.Second)
-			if s := status.Snapshot(); s.State != sources.Stalled || !strings.Contains(s.Detail, "BadNodeIDUnknown") {
+			if s := status.Snapshot(); s.State != sources.Stalled || !strings.Contains(s.Detail, "BadNodeIdUnknown") {
 				t.Errorf("%s %q, want stalled with the reason", s.State, s.Detail)
 			}
 			f.set("ns=1;s=missing", uint32(7)) // the node appears
@@ -619,4 +619,26 @@ func TestUndecodableValue(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestBytesAreCounted: what came over a connection is counted once, also what
+// came last.
+func TestBytesAreCounted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeServer()
+		f.values["ns=1;s=a"] = 1.0
+		src, status := fakeSource(t, f, nodes("ns=1;s=a"), nil)
+		var total uint64
+		inner := src.connect
+		src.connect = func(ctx context.Context) (*link, error) {
+			l, err := inner(ctx)
+			l.arrived = func() uint64 { total += 100; return total }
+			return l, err
+		}
+		// The source stops on purpose; what Run returns then is tested elsewhere.
+		_ = play(t, src, new(pipe).emit, func() { time.Sleep(5 * time.Second) })
+		if got := status.Snapshot().Bytes; got < 500 || got != total {
+			t.Errorf("%d bytes, want %d", got, total)
+		}
+	})
 }

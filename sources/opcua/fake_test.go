@@ -53,7 +53,8 @@ type fakeServer struct {
 	acked      []uint32
 	hold       map[uint32]bool // sequence numbers that are not sent, only kept
 	refuse     map[string]ua.StatusCode
-	children   map[string][]string // what a browse finds below a folder
+	noFilter   map[string]ua.StatusCode // how a filter on a node's values is refused
+	children   map[string][]string      // what a browse finds below a folder
 }
 
 type fakeSub struct {
@@ -289,6 +290,8 @@ func (f *fakeServer) createItems(r *ua.CreateMonitoredItemsRequest) (ua.Response
 		if _, ok := f.values[node]; !ok {
 			res.StatusCode = ua.StatusBadNodeIDUnknown
 		} else if st := f.refuse[node]; st != 0 {
+			res.StatusCode = st
+		} else if st := f.noFilter[node]; st != 0 && it.RequestedParameters.Filter != nil {
 			res.StatusCode = st
 		} else {
 			s.items[handle] = node

@@ -301,7 +301,7 @@ func (s *session) detail(ctx context.Context, p *plan, filters map[*item][]strin
 	if err := s.types.learn(ctx, s, types); err != nil {
 		return fmt.Errorf("read type definitions: %w", err)
 	}
-	anything := false
+	var anything []*ua.ReadValueID
 	kept := p.items[:0]
 	for i, it := range p.items {
 		id, _ := got[2*i].Value.Value().(*ua.NodeID)
@@ -313,17 +313,36 @@ func (s *session) detail(ctx context.Context, p *plan, filters map[*item][]strin
 		it.history, _ = got[2*i+1].Value.Value().(bool)
 		if t != nil {
 			it.enum = t.enum
-			anything = anything || t.def == nil && (t.builtin == 22 || t.builtin == 24)
+		}
+		if id != nil && (t == nil || t.def == nil && (t.builtin == 22 || t.builtin == 24)) {
+			anything = append(anything, valueOf(it.node))
 		}
 		kept = append(kept, it)
 	}
 	p.items = kept
-	if anything {
+	if len(anything) > 0 {
 		if err := s.types.scan(ctx, s); err != nil {
 			return fmt.Errorf("read type definitions: %w", err)
 		}
+		if err := s.meetStructures(ctx, anything); err != nil {
+			return err
+		}
 	}
 	s.types.settle()
+	return nil
+}
+
+// meetStructures reads values that may be structures of any type, so that those
+// without a definition are known to the library before their first value comes:
+// it throws away the bytes of what it does not know.
+func (s *session) meetStructures(ctx context.Context, values []*ua.ReadValueID) error {
+	got, err := s.read(ctx, values)
+	if err != nil {
+		return fmt.Errorf("read values of unknown types: %w", err)
+	}
+	for _, v := range got {
+		s.types.convert(v.Value, nil)
+	}
 	return nil
 }
 

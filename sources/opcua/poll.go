@@ -3,7 +3,6 @@ package opcua
 import (
 	"context"
 	"fmt"
-	"math"
 	"time"
 
 	"github.com/edgehost/edgehost/abi"
@@ -27,7 +26,13 @@ func (e *engine) pollInstead(items []*item) {
 
 // startPolls runs one poller for each interval, in place of those that run.
 // They read; the engine's goroutine decides and delivers.
-func (e *engine) startPolls(ctx context.Context) {
+func (e *engine) startPolls(ctx context.Context) error {
+	if err := e.findRanges(ctx); err != nil {
+		if dead(err) {
+			return err
+		}
+		e.src.log.Warn("percent dead-bands are not applied to polled items", "err", err)
+	}
 	if e.stopPolls != nil {
 		e.stopPolls()
 	}
@@ -43,6 +48,7 @@ func (e *engine) startPolls(ctx context.Context) {
 		s := *e.s // a copy: the limits shrink in each goroutine for itself
 		e.wg.Go(func() { e.poll(ctx, &s, every, items) })
 	}
+	return nil
 }
 
 func (e *engine) poll(ctx context.Context, s *session, every time.Duration, items []*item) {
@@ -138,17 +144,4 @@ func (e *engine) polled(it *item, v *ua.DataValue, now time.Time) (abi.Record, b
 		return r, false
 	}
 	return r, true
-}
-
-// outsideDeadband compares with the last delivered value. Percent needs the
-// EURange, which only the server applies; a polled value ignores it.
-func (it *item) outsideDeadband(v abi.Value) bool {
-	if it.cfg.Deadband.Type == "absolute" {
-		a, ok1 := v.Number()
-		b, ok2 := it.lastValue.Number()
-		if ok1 && ok2 {
-			return math.Abs(a-b) > it.cfg.Deadband.Value || math.IsNaN(a) != math.IsNaN(b)
-		}
-	}
-	return v != it.lastValue
 }

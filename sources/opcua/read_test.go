@@ -115,7 +115,9 @@ func TestTypes(t *testing.T) {
 	p := startPeer(t, map[string]any{"counters": 0, "types": true})
 	r := run(t, p.url, plain(NodeConfig{BrowsePath: "Objects/3:Plant/3:Types", Recursive: true}), &collector{})
 	r.awaitState(t, sources.Connected)
-	out, err := exec.Command(python, "testdata/read.py", p.url).Output()
+	read := exec.Command(python, "testdata/read.py", p.url)
+	read.Stderr = t.Output()
+	out, err := read.Output()
 	if err != nil {
 		t.Fatalf("asyncua: %v %s", err, out)
 	}
@@ -134,6 +136,10 @@ func TestTypes(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("asyncua (-) and we (+) differ:\n%s", diff)
+	}
+	src, _ := makeSource(t, p.url, plain(NodeConfig{NodeID: "nsu=urn:edgehost:test;s=Far"}), &collector{})
+	if far, err := src.ReadOnce(t.Context()); err != nil || len(far.Records) != 1 || far.Records[0].Value.Text() != `["nsu=urn:far;s=abc"]` {
+		t.Errorf("ExpandedNodeId: %v, %+v", err, far.Records)
 	}
 	b, err := os.ReadFile("testdata/types.golden.json")
 	if err != nil {
@@ -303,9 +309,10 @@ func TestConformanceAddressSpace(t *testing.T) {
 		}
 		return float64(len(got)) >= r.status.Snapshot().Counters[metricItems]*0.98 && len(got) > 500
 	})
-	if s := r.status.Snapshot().State; s != sources.Connected && s != sources.Degraded {
-		t.Errorf("%+v", r.status.Snapshot())
-	}
+	eventually(t, "a state", 10*time.Second, func() bool {
+		s := r.status.Snapshot().State
+		return s == sources.Connected || s == sources.Degraded
+	})
 	unknown := map[string]int{}
 	for _, rec := range r.col.all() {
 		if reason, ok := rec.Attr(abi.AttrReason); ok && rec.Status>>30 == 0 {
@@ -314,5 +321,27 @@ func TestConformanceAddressSpace(t *testing.T) {
 	}
 	if len(unknown) > 0 {
 		t.Errorf("Good values that could not be decoded: %v", unknown)
+	}
+}
+
+// TestOverflowFlag: a queue of two for a value that changes twenty times between
+// two publications loses values, and the record that follows says so.
+func TestOverflowFlag(t *testing.T) {
+	p := startPeer(t, map[string]any{"counters": 1})
+	cfg := counterConfig(1)
+	cfg.PublishingIntervalMS, cfg.Defaults.QueueSize = 2000, new(2)
+	r := run(t, p.url, cfg, &collector{})
+	r.awaitState(t, sources.Connected)
+	flagged := func(rec abi.Record) bool {
+		v, ok := rec.Attr(abi.AttrOverflow)
+		return ok && v.AsBool()
+	}
+	eventually(t, "a flagged record", 20*time.Second, func() bool { return slices.ContainsFunc(r.col.all(), flagged) })
+	rec := r.col.all()[slices.IndexFunc(r.col.all(), flagged)]
+	if status, _ := rec.Attr(abi.AttrStatus); rec.Status>>30 != 0 || status.Text() != "Good" || rec.Value.Kind() != abi.KindUint {
+		t.Errorf("%08X %s, %v", rec.Status, status.Text(), rec.Value)
+	}
+	if r.status.Snapshot().Counters[metricOverflow] == 0 {
+		t.Error("overflow is not counted")
 	}
 }

@@ -21,6 +21,7 @@ func (c *channel) read() {
 	for {
 		frame, err := readChunk(c.in)
 		if err == nil {
+			c.arrived.Add(uint64(len(frame)))
 			err = c.take(frame)
 		}
 		if err != nil {

@@ -34,7 +34,9 @@ type item struct {
 	event   *eventFilter // events instead of values
 	// modelChange says that the events are for us: they make no records.
 	modelChange bool
-	history     bool // the server historises the value
+	span        float64 // of the EURange, when we apply a percent dead-band
+	undamped    bool    // its dead-band cannot be applied
+	history     bool    // the server historises the value
 
 	// attrs are those of every record; good are attrs for a Good value, ready
 	// to be shared by records.

@@ -122,9 +122,23 @@ func statusName(s ua.StatusCode) string {
 		if name == "OK" {
 			return "Good"
 		}
-		return name
+		return standardCase(name)
 	}
 	return fmt.Sprintf("0x%08X", uint32(s))
+}
+
+// standardCase writes BadNodeIDUnknown, as the library does, as the standard
+// does: BadNodeIdUnknown.
+func standardCase(name string) string {
+	b := []byte(name)
+	upper := func(i int) bool { return i < len(name) && name[i] >= 'A' && name[i] <= 'Z' }
+	for i := 1; i < len(b); i++ {
+		// The last capital of several begins the next word, unless the name ends.
+		if upper(i) && upper(i-1) && (i+1 == len(name) || upper(i+1)) {
+			b[i] |= 0x20
+		}
+	}
+	return string(b)
 }
 
 func statusText(err error) string {

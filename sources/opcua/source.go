@@ -44,6 +44,7 @@ const protocol = "opcua"
 
 // Deps are what a source needs of the house. Logger and Status are never nil.
 type Deps struct {
+	// Logger names the source in each of its lines already.
 	Logger *slog.Logger
 	Status *sources.Status
 	// Resume returns the resume point of the last commit, nil when there is
@@ -99,9 +100,8 @@ func New(name, endpoint string, tags map[string]string, cfg Config, deps Deps) (
 	if err != nil {
 		return nil, fmt.Errorf("configure source %s: %w", name, err)
 	}
-	log := deps.Logger.With("source", name)
-	d := &dialer{name: name, cfg: cfg, url: u, dir: deps.Dir, log: log, status: deps.Status}
-	return &Source{name: name, endpoint: endpoint, tags: tags, cfg: cfg, cfgHash: cfg.hash(), deps: deps, log: log, status: deps.Status,
+	d := &dialer{name: name, cfg: cfg, url: u, dir: deps.Dir, log: deps.Logger, status: deps.Status}
+	return &Source{name: name, endpoint: endpoint, tags: tags, cfg: cfg, cfgHash: cfg.hash(), deps: deps, log: deps.Logger, status: deps.Status,
 		connect: d.connect, flights: newFlights()}, nil
 }
 
@@ -150,6 +150,7 @@ func (s *Source) Run(ctx context.Context, emit sources.Emit) (err error) {
 	}
 	e := newEngine(s, sess, emit)
 	err = e.run(ctx, l)
+	e.countBytes()
 	// A clean stop may leave the subscription to the next process; a lost
 	// connection always leaves it to the next connection.
 	keep = ctx.Err() == nil || *s.cfg.ResumeOnRestart

@@ -169,9 +169,12 @@ func (e *engine) roomySubscription() (*subscription, int) {
 // maxItems is more than one source can have.
 const maxItems = 1 << 30
 
-// createIn creates items in sub; again are those that did not fit there.
+// createIn creates items in sub; again are those that did not fit there, or that
+// the server wants without their dead-band.
 func (e *engine) createIn(ctx context.Context, sub *subscription, items []*item) (again []*item, err error) {
 	now := time.Now()
+	var undamped []*item
+	why := ""
 	err = inChunks(items, &e.s.lim.items, func(part []*item) error {
 		if sub.full {
 			again = append(again, part...)
@@ -195,12 +198,17 @@ func (e *engine) createIn(ctx context.Context, sub *subscription, items []*item)
 				again = append(again, it)
 				continue
 			}
+			if it.refusesDeadband(r.StatusCode) {
+				undamped, again, why = append(undamped, it), append(again, it), statusName(r.StatusCode)
+				continue
+			}
 			e.created(sub, it, r, now)
 		}
 		return nil
 	})
+	e.withoutDeadband(undamped, why)
 	if errors.Is(err, ua.StatusBadTooManyMonitoredItems) && len(sub.items) > 0 {
-		sub.full = true
+		sub.full, again = true, nil
 		for _, it := range items {
 			if it.sub != sub && !it.failed {
 				again = append(again, it)
@@ -254,8 +262,6 @@ func (it *item) createRequest() *ua.MonitoredItemCreateRequest {
 
 var triggers = map[string]ua.DataChangeTrigger{"status": ua.DataChangeTriggerStatus, "status_value": ua.DataChangeTriggerStatusValue,
 	"status_value_timestamp": ua.DataChangeTriggerStatusValueTimestamp}
-
-var deadbands = map[string]uint32{"none": 0, "absolute": 1, "percent": 2}
 
 // deleteSubscriptions removes subscriptions that nobody reads. What the server
 // says to it does not matter.

@@ -29,6 +29,8 @@ type link struct {
 	// renewed, when not nil, reports whether our certificate on disk is another
 	// than the one in use: renewed by us because it was due, or replaced.
 	renewed func() bool
+	// arrived, when not nil, is how many bytes came over the connection so far.
+	arrived func() uint64
 	// close ends the connection. keep leaves session and subscriptions to the
 	// server, for the next link; otherwise both are deleted. It is called once.
 	close func(ctx context.Context, keep bool)

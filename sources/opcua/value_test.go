@@ -256,3 +256,17 @@ func TestEventFilter(t *testing.T) {
 		t.Errorf("the root reaches %d terms, want 4", n)
 	}
 }
+
+// TestStatusNames holds names to the spelling of Part 6, annex A.2: what people
+// search for.
+func TestStatusNames(t *testing.T) {
+	for status, want := range map[ua.StatusCode]string{
+		0: "Good", ua.StatusBadNodeIDUnknown: "BadNodeIdUnknown", ua.StatusBadTCPEndpointURLInvalid: "BadTcpEndpointUrlInvalid",
+		ua.StatusBadCertificateURIInvalid: "BadCertificateUriInvalid", ua.StatusBadNoData: "BadNoData", ua.StatusBadSessionIDInvalid: "BadSessionIdInvalid",
+		ua.StatusBadOutOfService | overflowBits: "BadOutOfService", ua.StatusUncertainLastUsableValue: "UncertainLastUsableValue", 0x80FF0000: "0x80FF0000",
+	} {
+		if got := statusName(status); got != want {
+			t.Errorf("%08X is named %s, want %s", uint32(status), got, want)
+		}
+	}
+}

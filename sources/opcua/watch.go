@@ -21,6 +21,7 @@ const (
 // onTick looks at every clock.
 func (e *engine) onTick(ctx context.Context) error {
 	now := time.Now()
+	e.countBytes()
 	if err := e.watchSilence(now); err != nil {
 		return err
 	}
@@ -52,6 +53,15 @@ func (e *engine) onTick(ctx context.Context) error {
 	e.startBackfill(ctx)
 	e.report()
 	return nil
+}
+
+// countBytes counts what came over the connection since the last call.
+func (e *engine) countBytes() {
+	if e.arrived != nil {
+		n := e.arrived()
+		e.src.status.Received(int(n - e.bytes))
+		e.bytes = n
+	}
 }
 
 // watchSilence ends a connection over which no publish request is answered,
@@ -264,7 +274,9 @@ func (e *engine) replan(ctx context.Context, at []int, drop bool) error {
 	}
 	if added+removed > 0 {
 		giveHandles(p.items)
-		e.startPolls(ctx)
+		if err := e.startPolls(ctx); err != nil {
+			return err
+		}
 		e.src.log.Info("address space changed", "added", added, "removed", removed)
 	}
 	return nil
@@ -435,7 +447,9 @@ func (e *engine) health(now time.Time) (sources.State, string) {
 		return sources.Degraded, fmt.Sprintf("%d items did not deliver and were created again", e.stalledItems)
 	case e.serverState != "":
 		return sources.Degraded, "server says that it is in state " + e.serverState
-	default:
-		return sources.Connected, ""
 	}
+	if list := p.undamped(); len(list) > 0 {
+		return sources.Connected, fmt.Sprintf("%d of %d items come at every change, their dead-band cannot be applied: %s", len(list), total, summary(list))
+	}
+	return sources.Connected, ""
 }

@@ -46,6 +46,8 @@ def plain(v, t):
         return time(v)
     if isinstance(v, uuid.UUID):
         return str(v).upper()
+    if isinstance(v, ua.Variant):
+        return plain(v.Value, v.VariantType)
     if isinstance(v, ua.NodeId):
         return v.to_string()
     if isinstance(v, ua.QualifiedName):
@@ -54,6 +56,11 @@ def plain(v, t):
         return v.Text
     if isinstance(v, ua.XmlElement):
         return v.Value
+    if hasattr(v, "Encoding") and hasattr(v, "Value"):  # a union
+        fields = [k for k, p in vars(type(v)).items() if isinstance(p, property)]
+        return {fields[v.Encoding - 1]: plain(v.Value, VT.ExtensionObject)}
+    if hasattr(v, "Encoding"):  # optional fields
+        return {k: plain(getattr(v, k), VT.ExtensionObject) for k in v.__dataclass_fields__ if k not in ("Encoding", "data_type") and getattr(v, k) is not None}
     if hasattr(v, "__dataclass_fields__"):
         return {k: plain(getattr(v, k), VT.ExtensionObject) for k in v.__dataclass_fields__ if k not in ("Encoding", "data_type")}
     return str(v)
@@ -79,7 +86,7 @@ def line(name, dv):
 
 
 async def main():
-    async with Client(sys.argv[1]) as c:
+    async with Client(sys.argv[1], timeout=60, watchdog_intervall=30) as c:  # on a busy machine
         await c.load_data_type_definitions()
         ns = await c.get_namespace_index("urn:edgehost:test")
         out = {}

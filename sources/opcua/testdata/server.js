@@ -69,6 +69,8 @@ async function main() {
   }
   const frozenName = {};
   extra.Set = ns.addVariable({ componentOf: plant, browseName: "Set", nodeId: "s=Set", dataType: "Double", minimumSamplingInterval: 0, value: { dataType: "Double", value: 0 } });
+  extra.Level = ns.addAnalogDataItem({ componentOf: plant, browseName: "Level", nodeId: "s=Level", dataType: "Double", minimumSamplingInterval: 0,
+    engineeringUnitsRange: { low: 100, high: 300 }, value: { dataType: "Double", value: 100 } });
   ns.addVariable({ componentOf: plant, browseName: "Gone", nodeId: "s=Gone", dataType: "Double", value: { get: () => opcua.StatusCodes.BadDeviceFailure } });
   if (o.cycle) {
     // Areas of 100 variables each, and a reference back from the last to the first.
@@ -86,7 +88,7 @@ async function main() {
   }
   if (o.types) addTypes(space, ns, plant);
   if (o.conformance) {
-    require("node-opcua-address-space-for-conformance-testing").build_address_space_for_conformance_testing(space, { mass_variables: false });
+    await require("node-opcua-address-space-for-conformance-testing").build_address_space_for_conformance_testing(space, { mass_variables: false });
   }
   let frozen = false;
   setInterval(() => {
@@ -141,6 +143,12 @@ function addTypes(space, ns, plant) {
   }
   ns.addVariable({ componentOf: dir, browseName: "EmptyArray", nodeId: "s=EmptyArray", dataType: "Int32", valueRank: 1, value: { dataType: D.Int32, arrayType: A.Array, value: [] } });
   ns.addVariable({ componentOf: dir, browseName: "State", nodeId: "s=State", dataType: "ServerState", value: { dataType: D.Int32, value: 3 } });
+  // Not among the others: node-opcua publishes it without its URI, and reads it out with it.
+  const far = new opcua.ExpandedNodeId(opcua.NodeIdType.STRING, "abc", 0, "urn:far", 0);
+  ns.addVariable({ componentOf: plant, browseName: "Far", nodeId: "s=Far", dataType: "ExpandedNodeId", valueRank: 1, value: { dataType: D.ExpandedNodeId, arrayType: A.Array, value: [far] } });
+  ns.addVariable({ componentOf: dir, browseName: "Variants", nodeId: "s=Variants", dataType: "BaseDataType", valueRank: 1, value: { dataType: D.Variant, arrayType: A.Array,
+    value: [new opcua.Variant({ dataType: D.Int32, value: -7 }), new opcua.Variant({ dataType: D.String, value: "a" }), new opcua.Variant({ dataType: D.Boolean, value: true })] } });
+  ns.addVariable({ componentOf: dir, browseName: "Any", nodeId: "s=Any", dataType: "BaseDataType", value: { dataType: D.UInt16, value: 7 } });
   const types = space.getNamespaceIndex("urn:edgehost:types");
   const point = space.findDataType("Point", types), shape = space.findDataType("Shape", types), valve = space.findDataType("Valve", types);
   if (point) {
@@ -150,6 +158,13 @@ function addTypes(space, ns, plant) {
     ns.addVariable({ componentOf: dir, browseName: "PointArray", nodeId: "s=PointArray", dataType: point.nodeId, valueRank: 1, value: { dataType: D.ExtensionObject, arrayType: A.Array, value: [p, p] } });
     ns.addVariable({ componentOf: dir, browseName: "Shape", nodeId: "s=Shape", dataType: shape.nodeId, value: { dataType: D.ExtensionObject, value: s } });
     ns.addVariable({ componentOf: dir, browseName: "AnyStructure", nodeId: "s=AnyStructure", dataType: "Structure", value: { dataType: D.ExtensionObject, value: p } });
+    const optional = space.findDataType("Optional", types), choice = space.findDataType("Choice", types);
+    const structures = { OptionalNone: [optional, { x: 1.5 }], OptionalCount: [optional, { x: 1.5, count: 7 }], OptionalBoth: [optional, { x: -2.5, note: "ok", count: 8 }],
+      ChoiceNumber: [choice, { number: 42 }], ChoiceText: [choice, { text: "t" }] };
+    for (const [name, [type, fields]] of Object.entries(structures)) {
+      ns.addVariable({ componentOf: dir, browseName: name, nodeId: "s=" + name, dataType: type.nodeId,
+        value: { dataType: D.ExtensionObject, value: space.constructExtensionObject(type, fields) } });
+    }
     ns.addVariable({ componentOf: dir, browseName: "Valve", nodeId: "s=Valve", dataType: valve.nodeId, value: { dataType: D.Int32, value: 1 } });
   }
 }
