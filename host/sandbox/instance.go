@@ -44,6 +44,8 @@ type Instance struct {
 	fuel, depth                api.MutableGlobal
 	memory                     memory
 	snapshot                   snapshot
+	fresh                      uint64 // bytes of memory after init
+	spare                      uint32 // pages that a strict module starts with beyond its minimum: what its batches asked for
 
 	arena      *abi.Arena
 	base, room uint32 // the guest's arena: address and size
@@ -135,6 +137,11 @@ func (i *Instance) boot(ctx context.Context) error {
 	i.tick, i.stop = mod.ExportedFunction(abi.ExportTick), mod.ExportedFunction(abi.ExportStop)
 	i.fuel, i.depth = meters(mod, i.module.meter)
 	i.setMeters()
+	if i.spare > 0 {
+		// A module that cannot have it asks for memory itself, and is started afresh.
+		_, _ = mod.Memory().Grow(i.spare)
+		i.memory.refused = false
+	}
 	if i.module.has.initialize {
 		if _, err := mod.ExportedFunction(abi.ExportInitialize).Call(cx); err != nil {
 			return err
@@ -150,6 +157,7 @@ func (i *Instance) boot(ctx context.Context) error {
 			return refuse("edgehost_init refused the deployment with code %d: %s", code, words)
 		}
 	}
+	i.fresh = i.memory.used
 	i.snapshot.take(i)
 	return nil
 }

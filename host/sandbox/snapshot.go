@@ -48,10 +48,19 @@ func (s *snapshot) restore(i *Instance) bool {
 	return true
 }
 
+// maxSpare bounds the memory that strict modules start with beyond their minimum, in
+// pages: all of it is copied after every batch.
+const maxSpare = 8 << 20 >> 16
+
 // reset puts the instance back into the state of its snapshot. One that cannot be
-// put back is dropped, and the next call starts it afresh.
+// put back is dropped, and the next call starts it afresh; a strict one with the
+// memory that it needed, so that it need not grow again.
 func (i *Instance) reset() {
-	if !i.snapshot.restore(i) {
-		i.drop()
+	if i.snapshot.restore(i) {
+		return
 	}
+	if i.env.Strict && i.snapshot.exact {
+		i.spare = min(i.spare+uint32((i.memory.used-i.fresh)>>16), maxSpare)
+	}
+	i.drop()
 }
