@@ -22,6 +22,7 @@ type Batcher struct {
 	max   int
 	wait  time.Duration
 	recs  []abi.Record
+	last  int // length of the last batch
 	timer *time.Timer
 	due   time.Time
 }
@@ -42,6 +43,7 @@ func NewBatcher(max int, wait time.Duration) *Batcher {
 func (b *Batcher) Add(r abi.Record) (full bool) {
 	if len(b.recs) == 0 {
 		b.start(time.Now().Add(b.wait))
+		b.recs = make([]abi.Record, 0, max(b.last, 1)) // the next is mostly as large
 	}
 	b.recs = append(b.recs, r)
 	return len(b.recs) >= b.max
@@ -80,7 +82,7 @@ func (b *Batcher) Due() <-chan time.Time {
 // nil when there are none.
 func (b *Batcher) Take() []abi.Record {
 	recs := b.recs
-	b.recs = nil
+	b.recs, b.last = nil, len(recs)
 	if b.timer != nil {
 		b.timer.Stop()
 	}

@@ -41,6 +41,8 @@ type mapper struct {
 	hostConn uint64          // connection of the last one
 	tables   string          // directory of the host
 	ask      func(topic string)
+
+	made []abi.Record // what records returned last
 }
 
 // rule is one configured topic, ready for use.
@@ -128,8 +130,8 @@ func (m *mapper) info(topic string) *topicInfo {
 }
 
 // records returns the records of msg: at least one, whatever it holds, unless
-// it is Sparkplug B. ok is false when the payload could not be read as
-// configured.
+// it is Sparkplug B. They are valid until the next call. ok is false when the
+// payload could not be read as configured.
 func (m *mapper) records(msg *message) (recs []abi.Record, ok bool) {
 	if msg.records != nil {
 		return msg.records, true
@@ -139,7 +141,7 @@ func (m *mapper) records(msg *message) (recs []abi.Record, ok bool) {
 		r.lastSeen.Store(msg.arrived)
 	}
 	if msg.tooLarge > 0 {
-		r := m.record(msg, info, 5)
+		r := m.record(msg, info, 3)
 		sources.NotGood(&r, sources.StatusBadTooLarge, "", fmt.Sprintf("payload too large (%d bytes)", msg.tooLarge))
 		return []abi.Record{r}, false
 	}
@@ -150,23 +152,37 @@ func (m *mapper) records(msg *message) (recs []abi.Record, ok bool) {
 	}
 	samples, err := info.decoder.decode(msg.payload)
 	if err != nil {
-		r := m.record(msg, info, 6)
+		r := m.record(msg, info, 4)
 		sources.NotGood(&r, sources.StatusBadDecoding, "", err.Error())
 		r.Attrs = append(r.Attrs, abi.Attr{Key: abi.AttrRaw, Value: abi.Bytes(msg.payload)})
 		return []abi.Record{r}, false
 	}
-	recs = make([]abi.Record, len(samples))
-	for i, s := range samples {
-		recs[i] = m.record(msg, info, 6)
-		s.fill(&recs[i], info)
-		stamp(&recs[i], s.time)
+	clear(m.made) // so that what went on is not kept in memory by them
+	m.made = m.made[:0]
+	for _, s := range samples {
+		r := m.record(msg, info, s.attrs())
+		s.fill(&r, info)
+		stamp(&r, s.time)
+		m.made = append(m.made, r)
 	}
-	return recs, true
+	return m.made, true
+}
+
+// attrs is how many attributes fill and stamp may add.
+func (s sample) attrs() int {
+	n := 0
+	for _, has := range []bool{s.unit != "", s.path != "", s.raw, s.time != 0} {
+		if has {
+			n++
+		}
+	}
+	return n
 }
 
 // record is msg without its value, with room for extra attributes.
 func (m *mapper) record(msg *message, info *topicInfo, extra int) abi.Record {
-	attrs := make([]abi.Attr, len(info.attrs), len(info.attrs)+len(msg.attrs)+extra)
+	const own = 3 // qos, retain, dup
+	attrs := make([]abi.Attr, len(info.attrs), len(info.attrs)+len(msg.attrs)+own+extra)
 	copy(attrs, info.attrs)
 	for _, a := range msg.attrs {
 		attrs = sources.SetAttr(attrs, a.Key, a.Value)
