@@ -202,8 +202,8 @@ func TestHostilePeer(t *testing.T) {
 	published := 0
 	for command, want := range map[string]string{
 		"panic":    "source process ended: a fault .*: exit status 2: panic: decoder: index out of range",
-		"allocate": "source process ended: out of memory, .*: exit status 2: .*(cannot allocate|address space collisions for -race)",
-		"overflow": "source process ended: its stack is used up, .*: exit status 2: .*stack overflow",
+		"allocate": "source process ended: out of memory, .*: exit status (2|66): .*(cannot allocate|address space collisions for -race|failed to allocate)",
+		"overflow": "source process ended: (its stack is used up, .*: exit status 2: .*stack overflow|out of memory, .*: exit status 66: .*failed to allocate)",
 		"exit":     "source process ended: exit status 3: last; words",
 	} {
 		t.Run(command, func(t *testing.T) {

@@ -202,7 +202,7 @@ func plainWords(exit, stderr string) string {
 	const act = "; it is started again, and if that repeats, see what answers at the endpoint: "
 	switch {
 	case strings.Contains(stderr, "out of memory"), strings.Contains(stderr, "cannot allocate"),
-		strings.Contains(stderr, "address space collisions"): // the race detector's words
+		strings.Contains(stderr, "address space collisions"), strings.Contains(stderr, "failed to allocate"): // the race detector's words
 		return "out of memory, which one message of the peer that claims to be huge can do" + act
 	case strings.Contains(stderr, "stack overflow"), strings.Contains(stderr, "stack exceeds"):
 		return "its stack is used up, which one message of the peer that is nested too deeply can do" + act
