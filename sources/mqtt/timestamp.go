@@ -58,6 +58,17 @@ func parseEpoch(format, text string) (int64, error) {
 	if len(text) > maxDigits || strings.ContainsAny(text, "xX_pP") {
 		return 0, errTimestamp
 	}
+	// Whole numbers, as nearly all are, take the short way.
+	const most = math.MaxInt64 / 1_000_000
+	if n, err := strconv.ParseInt(text, 10, 64); err == nil && n != 0 && n > -most && n < most {
+		unit := format
+		if unit == "auto" {
+			unit = epochUnit(float64(n))
+		}
+		if unit != "ns" {
+			return n * perUnit[unit], nil
+		}
+	}
 	// A number that is 0 as a float64 may have an exponent that big.Rat would
 	// write out in full.
 	f, err := strconv.ParseFloat(text, 64)
@@ -66,9 +77,6 @@ func parseEpoch(format, text string) (int64, error) {
 	}
 	if format == "auto" {
 		format = epochUnit(f)
-	}
-	if n, err := strconv.ParseInt(text, 10, 64); err == nil && max(n, -n) < math.MaxInt64/1_000_000 && format != "ns" {
-		return n * perUnit[format], nil
 	}
 	exact, ok := new(big.Rat).SetString(text)
 	if !ok {
