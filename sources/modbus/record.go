@@ -11,17 +11,15 @@ import (
 	"github.com/edgehost/edgehost/sources"
 )
 
-// The status codes of bad records: OPC UA part 6, annex A.
+// The status codes of bad records beside those of all sources: OPC UA part 6,
+// annex A.
 const (
-	statusBadCommunication uint32 = 0x80050000
-	statusBadDecoding      uint32 = 0x80070000
-	statusTimeout          uint32 = 0x800A0000
-	statusUnsupported      uint32 = 0x800B0000
-	statusNoCommunication  uint32 = 0x80310000
-	statusNotFound         uint32 = 0x803E0000
-	statusNotConnected     uint32 = 0x808A0000
-	statusDeviceFailure    uint32 = 0x808B0000
-	statusInvalidArgument  uint32 = 0x80AB0000
+	statusTimeout         uint32 = 0x800A0000
+	statusUnsupported     uint32 = 0x800B0000
+	statusNotFound        uint32 = 0x803E0000
+	statusNotConnected    uint32 = 0x808A0000
+	statusDeviceFailure   uint32 = 0x808B0000
+	statusInvalidArgument uint32 = 0x80AB0000
 )
 
 // quality says why a point is bad.
@@ -31,7 +29,7 @@ type quality struct {
 }
 
 func qualityOf(err error) quality {
-	q := quality{statusBadCommunication, "BadCommunicationError", err.Error()}
+	q := quality{sources.StatusBadCommunication, "BadCommunicationError", err.Error()}
 	var ex exception
 	switch {
 	case errors.As(err, &ex):
@@ -39,7 +37,7 @@ func qualityOf(err error) quality {
 	case errors.Is(err, errSilent):
 		q.code, q.name = statusTimeout, "BadTimeout"
 	case errors.Is(err, errDigit):
-		q.code, q.name = statusBadDecoding, "BadDecodingError"
+		q.code, q.name = sources.StatusBadDecoding, "BadDecodingError"
 	}
 	return q
 }
@@ -53,7 +51,7 @@ func (e exception) status() (code uint32, name string) {
 	case illegalValue:
 		return statusInvalidArgument, "BadInvalidArgument"
 	case gatewayPath, gatewaySilent:
-		return statusNoCommunication, "BadNoCommunication"
+		return sources.StatusBadNoCommunication, "BadNoCommunication"
 	}
 	return statusDeviceFailure, "BadDeviceFailure"
 }
@@ -175,11 +173,9 @@ func (s *Source) fail(recs []abi.Record, i int, at time.Time, q quality) []abi.R
 	}
 	st.bad = true
 	s.epoch++
-	attrs := s.newAttrs(i, 3)
-	attrs = append(attrs, abi.Attr{Key: abi.AttrQuality, Value: abi.String("Bad")},
-		abi.Attr{Key: abi.AttrStatus, Value: abi.String(q.name)},
-		abi.Attr{Key: abi.AttrReason, Value: abi.String(q.reason)})
-	return append(recs, s.record(&s.points[i], at, abi.Value{}, q.code, attrs))
+	r := s.record(&s.points[i], at, abi.Value{}, q.code, s.newAttrs(i, 3))
+	sources.NotGood(&r, q.code, q.name, q.reason)
+	return append(recs, r)
 }
 
 func (s *Source) record(p *Point, at time.Time, v abi.Value, status uint32, attrs []abi.Attr) abi.Record {

@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/edgehost/edgehost/abi"
+	"github.com/edgehost/edgehost/sources"
 )
 
 // register answers every register of every read with one value.
@@ -244,7 +245,7 @@ func TestBadDigitsMakeOneBadRecord(t *testing.T) {
 		stop := b.run(t)
 		time.Sleep(5*time.Second + 500*time.Millisecond)
 		recs := b.take()
-		if len(recs) != 1 || recs[0].Status != statusBadDecoding {
+		if len(recs) != 1 || recs[0].Status != sources.StatusBadDecoding {
 			t.Errorf("got %+v", recs)
 		}
 		v.Store(0x1234)
