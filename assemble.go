@@ -219,7 +219,7 @@ func (g *gateway) source(s *sourceConfig, hostID string) (host.SourceConfig, err
 		sc.Status.Declare(mqtt.Metrics, mqtt.Reasons)
 		sc.Source, err = mqtt.New(s.Name, s.Endpoint, s.Tags, *s.MQTT, mqtt.Deps{Status: sc.Status, Logger: log, HostID: hostID, StateDir: g.cfg.StateDir})
 	case "modbus":
-		sc.Status.Declare(nil, modbus.Reasons)
+		sc.Status.Declare(modbus.Metrics, modbus.Reasons)
 		sc.Source, err = modbus.New(s.Name, s.Endpoint, s.Tags, *s.Modbus, modbus.Deps{Log: log, Status: sc.Status, Buses: g.buses})
 	case "opcua":
 		sc.Status.Declare(opcua.Metrics, opcua.Reasons)
@@ -250,7 +250,7 @@ func hostPipeline(p pipelinePlan) host.PipelineConfig {
 		Target: p.Target.String(), Outputs: map[string]string{}}
 	for _, m := range p.Modules {
 		out.Modules = append(out.Modules, host.ModuleConfig{Name: m.Name, Config: m.Config, OnFault: m.OnFault, Strict: m.Stateless == statelessStrict,
-			Tick: time.Duration(m.TickSeconds * float64(time.Second)), Limits: m.Limits.sandbox()})
+			Tick: secondsOf(m.TickSeconds), Limits: m.Limits.sandbox()})
 	}
 	for name, t := range p.Targets {
 		out.Targets[name] = t.String()
@@ -273,8 +273,8 @@ func (g *gateway) destination(t zerobus.Target, plans []pipelinePlan) (host.Dest
 	c := g.cfg
 	batch := c.Processing.Batch
 	d := host.DestinationConfig{Name: t.String(), Breaker: c.Resilience.CircuitBreaker, Reconnect: sinks.DefaultReconnectConfig(),
-		MaxBatch: batch.MaxSize, MaxWait: time.Duration(batch.MaxWaitSeconds * float64(time.Second)),
-		Retain: time.Duration(c.Backpressure.DiskSpool.RetentionSeconds * float64(time.Second))}
+		MaxBatch: batch.MaxSize, MaxWait: secondsOf(batch.MaxWaitSeconds),
+		Retain: secondsOf(c.Backpressure.DiskSpool.RetentionSeconds)}
 	log := g.log.With("component", "sink", "destination", d.Name)
 	if c.Zerobus == nil {
 		d.Kind = "file"

@@ -8,10 +8,8 @@ import (
 	"fmt"
 	"maps"
 	"net/url"
-	"os"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -26,24 +24,6 @@ var shortSignature = attack{first: "MSG", secured: true, opening: "protection is
 	binary.LittleEndian.PutUint32(frame[4:], 16)
 	return frame[:16]
 }}
-
-// memoryOf is the most memory that process pid had resident, in MiB.
-func memoryOf(t *testing.T, pid int) int {
-	t.Helper()
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	m := regexp.MustCompile(`VmHWM:\s+(\d+) kB`).FindSubmatch(b)
-	if m == nil {
-		t.Fatalf("no VmHWM in\n%s", b)
-	}
-	kb, err := strconv.Atoi(string(m[1]))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return kb >> 10
-}
 
 // TestSmokeHostileServers runs the gateway with mosquitto, a libmodbus slave and
 // one OPC UA source for each attack, all on one node-opcua server, and makes the

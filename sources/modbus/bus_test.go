@@ -501,6 +501,7 @@ func TestMetricsStandFromTheStart(t *testing.T) {
 		"modbus_units_down", "scaled_value_clamped_total"} {
 		want[name] = 0
 	}
+	b.status.Declare(Metrics, Reasons)
 	if d := cmp.Diff(want, b.status.Snapshot().Counters); d != "" {
 		t.Error(d)
 	}

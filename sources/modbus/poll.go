@@ -24,9 +24,8 @@ const (
 	MetricClamped      = "scaled_value_clamped_total"         // scaled_value beyond 32 bits
 )
 
-// metrics is all of them: each stands on /metrics from the start, so that a rate
-// sees the first event.
-var metrics = []string{MetricPolls, MetricRequests, MetricPollErrors, MetricExceptions, MetricTimeouts, MetricReopens, MetricOverruns,
+// Metrics is all of them.
+var Metrics = []string{MetricPolls, MetricRequests, MetricPollErrors, MetricExceptions, MetricTimeouts, MetricReopens, MetricOverruns,
 	MetricBackpressure, MetricPollSeconds, MetricSplits, MetricUnitsDown, MetricClamped}
 
 // splitsPerPoll bounds how long a poll can be held up by the search for a

@@ -98,9 +98,6 @@ func New(name, endpoint string, tags map[string]string, cfg Config, deps Deps) (
 	for i := range points {
 		s.attrs = append(s.attrs, fixedAttrs(&points[i], tags))
 	}
-	for _, name := range metrics {
-		deps.Status.Add(name, 0)
-	}
 	return s, nil
 }
 

@@ -203,11 +203,5 @@ func miloTakeOver(t *testing.T, p *peer) {
 	second := run(t, p.url, cfg, col)
 	second.awaitState(t, sources.Connected)
 	wait(2 * time.Second)
-	last := uint64(p.tell(t, "freeze"))
-	eventually(t, "the last value", 30*time.Second, func() bool { return col.numbers()["nsu=urn:edgehost:test;s=Counter0"][last] > 0 })
-	second.stop()
-	wantNothingLost(t, checkCounters(t, col, 10), second)
-	if second.status.Snapshot().Counters[metricResumes] == 0 {
-		t.Errorf("the subscription was not taken over: %v", second.status.Snapshot().Counters)
-	}
+	wantTakenOver(t, p, second, col)
 }

@@ -137,6 +137,13 @@ func ownKill(t *testing.T, opts map[string]any, change func(*Config)) {
 	second := run(t, url, cfg, col)
 	second.awaitState(t, sources.Connected)
 	wait(3 * time.Second)
+	wantTakenOver(t, p, second, col)
+}
+
+// wantTakenOver ends the counters of p and then second, which must have gone on
+// with the subscription of the source before it.
+func wantTakenOver(t *testing.T, p *peer, second *rig, col *collector) {
+	t.Helper()
 	last := uint64(p.tell(t, "freeze"))
 	eventually(t, "the last value", 30*time.Second, func() bool { return col.numbers()["nsu=urn:edgehost:test;s=Counter0"][last] > 0 })
 	second.stop()
