@@ -46,7 +46,7 @@ func TestLookAtHostileServer(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer o.close()
-	for name, a := range attacks {
+	for name, a := range attacks() {
 		for _, args := range [][]string{{"source", "test", "plant"}, {"opcua", "browse"}} {
 			t.Run(name+" "+args[0], func(t *testing.T) {
 				r := startHostileRelay(t, o.addr, a)

@@ -53,6 +53,8 @@ func TestScript(t *testing.T) {
 				return err
 			}
 			e.Setenv("ME", me.Username)
+			// With the race detector every command would sleep a second before it ends.
+			e.Setenv("GORACE", "atexit_sleep_ms=0")
 			e.Setenv("EXAMPLES", filepath.Join(root, "examples"))
 			e.Setenv("MODULES", filepath.Join(root, "host", "testdata"))
 			for _, name := range []string{"KEY1", "KEY2"} {
