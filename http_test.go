@@ -233,7 +233,7 @@ func serveFake(t *testing.T, cfg *config, log *slog.Logger) (h *fakeHost, stop f
 		select {
 		case err := <-ended:
 			return err
-		case <-time.After(30 * time.Second):
+		case <-time.After(patience):
 			t.Fatal("serve did not end")
 			return nil
 		}
@@ -325,7 +325,7 @@ func TestServeWithoutHTTP(t *testing.T) {
 
 func awaitListening(t *testing.T, log *syncBuffer) (health, metrics string) {
 	t.Helper()
-	deadline := time.After(30 * time.Second)
+	deadline := time.After(patience)
 	for {
 		wrote := log.wrote()
 		for line := range strings.Lines(log.String()) {

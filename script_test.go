@@ -116,15 +116,19 @@ func TestScript(t *testing.T) {
 	})
 }
 
+// patience is how long a test waits for what must come: no measure of anything,
+// only longer than the slowest machine takes.
+const patience = 2 * time.Minute
+
 func until(ts *testscript.TestScript, what string, cond func() bool) {
-	deadline := time.After(20 * time.Second)
+	deadline := time.After(patience)
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for !cond() {
 		select {
 		case <-tick.C:
 		case <-deadline:
-			ts.Fatalf("waited 20 s for %s", what)
+			ts.Fatalf("waited %v for %s", patience, what)
 		}
 	}
 }

@@ -103,7 +103,7 @@ func (l *backlog) check(t *testing.T, fs *vfs.MemFS) (damaged uint64, startErr e
 	q.Commit(alice, 1000)
 	r := q.Reader(q.Head())
 	at, i, last := q.Head(), 0, ""
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	for last != "new" {
 		st, err := r.Next(ctx)
