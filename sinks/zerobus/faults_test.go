@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"strings"
 	"testing"
 	"time"
@@ -483,6 +484,55 @@ func TestWrongCA(t *testing.T) {
 	}
 	if b.Stats().TokensIssued != 0 {
 		t.Error("the secret was sent to a peer that was not verified")
+	}
+}
+
+// TestUnreachable: what cannot be reached is told in plain words, with the key to
+// look at and what the network said.
+func TestUnreachable(t *testing.T) {
+	b, other := newBench(t, zerobustest.Config{}), newBench(t, zerobustest.Config{})
+	clear, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer clear.Close()
+	go func() {
+		for {
+			conn, err := clear.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = conn.Write([]byte("HTTP/1.1 400 Bad Request\r\n\r\n"))
+			conn.Close()
+		}
+	}()
+	const nobody = "https://127.0.0.1:1"
+	for name, tt := range map[string]struct {
+		change func(*zerobus.Options)
+		says   []string
+	}{
+		"endpoint":  {func(o *zerobus.Options) { o.Config.ZerobusEndpoint = nobody }, []string{nobody + ": nothing listens there: check zerobus.zerobus_endpoint", "connection refused)"}},
+		"workspace": {func(o *zerobus.Options) { o.Config.WorkspaceHost = nobody }, []string{nobody + ": nothing listens there: check zerobus.workspace_host", "connection refused)"}},
+		"authority": {func(o *zerobus.Options) { o.Config.CACertPath = other.ca }, []string{b.Workspace(), "name that authority in zerobus.ca_cert_path"}},
+		"clear":     {func(o *zerobus.Options) { o.Config.WorkspaceHost = "https://" + clear.Addr().String() }, []string{"it does not speak TLS: check zerobus.workspace_host"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := b.sink(t, tt.change).Open(t.Context())
+			if err == nil {
+				t.Fatal("it opened")
+			}
+			for _, want := range tt.says {
+				if !strings.Contains(err.Error(), want) {
+					t.Errorf("%q lacks %q", err, want)
+				}
+			}
+			for _, noise := range []string{"rpc error", "desc =", "headers provider"} {
+				if strings.Contains(err.Error(), noise) {
+					t.Errorf("%q is not in plain words", err)
+				}
+			}
+			noSecret(t, b, err.Error())
+		})
 	}
 }
 
