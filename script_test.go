@@ -25,6 +25,11 @@ import (
 // TestMain makes the test binary answer to the names of commands: edgehost is
 // the program as it is, fakehost the same program around a fakeHost.
 func TestMain(m *testing.M) {
+	if len(os.TempDir()) > 30 { // the path of a socket must not be long
+		if err := os.Setenv("TMPDIR", "/tmp"); err != nil {
+			panic(err)
+		}
+	}
 	testscript.Main(m, map[string]func(){
 		"edgehost": main,
 		"fakehost": func() {
