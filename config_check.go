@@ -254,7 +254,7 @@ func (c *config) checkProtocol(at string, s *sourceConfig) {
 		return
 	}
 	if !slices.Contains(protocols, s.Protocol) {
-		c.doc.failAt(at+".protocol", "%q is not a protocol that edgehost speaks; use one of %s", s.Protocol, strings.Join(protocols, ", "))
+		c.doc.failAt(at+".protocol", "%q is not a protocol that edgehost speaks; use one of %s%s", s.Protocol, strings.Join(protocols, ", "), meant(nearest(s.Protocol, protocols), nil))
 		return
 	}
 	blocks := []struct {

@@ -279,7 +279,7 @@ func TestServeAnswersAndEnds(t *testing.T) {
 }
 
 // TestServeFails: when a listener cannot be opened, serve ends with its reason
-// and the host has ended too.
+// and the host has ended too, without having read anything.
 func TestServeFails(t *testing.T) {
 	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
@@ -305,6 +305,9 @@ func TestServeFails(t *testing.T) {
 		}
 		select {
 		case <-h.ended:
+			if h.read {
+				t.Errorf("%s: the host read its sources before", name)
+			}
 		default:
 			t.Errorf("%s: the host was left running", name)
 		}
