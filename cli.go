@@ -61,6 +61,8 @@ func exitCode(err error) int {
 		return exitConfig
 	case errors.Is(err, spool.ErrLocked):
 		return exitBusy
+	case errors.Is(err, spool.ErrDisk):
+		return spool.ExitDisk
 	}
 	switch control.CodeOf(err) {
 	case control.NotRunning:
