@@ -26,7 +26,7 @@ demo: build ## a simulated plant, end to end, in a temporary folder
 	bin/edgehost demo $(DEMO_ARGS)
 
 test: ## everything that needs nothing but Go
-	$(GO) test $(GOFLAGS) -timeout 5m ./...
+	$(GO) test $(GOFLAGS) -timeout 15m ./...
 
 check: lint vet generated spectest race ## what a change must pass
 

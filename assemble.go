@@ -87,7 +87,7 @@ func (g *gateway) open() (hc host.Config, err error) {
 	g.spool, err = spool.Open(spool.Options{Dir: filepath.Join(cfg.StateDir, "spool"), Keys: cfg.Spool, Logger: g.log.With("component", "spool"),
 		MaxLetterBytes: int64(cfg.Backpressure.DeadLetterQueue.MaxSizeMB) * 1e6})
 	if err != nil {
-		return hc, fmt.Errorf("open spool: %w", err)
+		return hc, err
 	}
 	if path := g.spool.GeneratedKey(); path != "" {
 		g.log.Warn("a key for the spool was made because none is configured: whoever can read it can read the spool; keep a copy, its loss is the loss of what waits",

@@ -18,7 +18,8 @@ import (
 	"github.com/edgehost/edgehost/spool"
 )
 
-// The exit codes of every command; the last four are those of sysexits.h.
+// The exit codes of every command; the last ones are those of sysexits.h. A disk of
+// the spool that fails ends the process with spool.ExitDisk.
 const (
 	exitOK          = 0
 	exitFailure     = 1
@@ -30,7 +31,8 @@ const (
 
 const exitHelp = `
 EXIT CODES:
-   0 done   1 it failed   2 wrong usage   69 no running host   75 busy, try again   78 wrong configuration or key
+   0 done   1 it failed   2 wrong usage   69 no running host   74 the disk of the spool failed   75 busy, try again
+   78 wrong configuration or key
 `
 
 // exitError gives an error its exit code.
@@ -59,6 +61,8 @@ func exitCode(err error) int {
 		return exitConfig
 	case errors.Is(err, spool.ErrLocked):
 		return exitBusy
+	case errors.Is(err, spool.ErrDisk):
+		return spool.ExitDisk
 	}
 	switch control.CodeOf(err) {
 	case control.NotRunning:

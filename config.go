@@ -6,6 +6,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"github.com/edgehost/edgehost/host"
 	"github.com/edgehost/edgehost/sinks"
@@ -323,17 +325,34 @@ func readConfig(path string) ([]byte, error) {
 	return src, nil
 }
 
-// parseConfig decodes and checks; what is wrong is in the document. Keys are
-// checked only when all of them could be read, so that one typing error is one
-// problem.
+// parseConfig decodes and checks; what is wrong is in the document.
 func parseConfig(path string, src []byte, lookup func(string) (string, bool)) *config {
 	c := newConfig()
 	c.doc = &document{file: path, lookup: lookup}
 	c.doc.decode(src, c)
-	if len(c.doc.found) == 0 {
-		c.check()
-	}
+	unread := c.doc.found
+	c.check()
+	c.doc.found = append(unread, slices.DeleteFunc(slices.Clone(c.doc.found[len(unread):]), func(p problem) bool {
+		return slices.ContainsFunc(unread, func(u problem) bool { return echoes(p.path, u.path) })
+	})...)
+	c.doc.sort()
 	return c
+}
+
+// echoes reports whether what is wrong with a key may come of another, or of one in
+// another's block, that could not be read: one typing error is one problem.
+func echoes(path, unread string) bool {
+	block := func(p string) string { return p[:max(0, strings.LastIndexAny(p, ".["))] }
+	within := func(p, b string) bool {
+		return b == "" || p == b || strings.HasPrefix(p, b+".") || strings.HasPrefix(p, b+"[")
+	}
+	switch {
+	case block(unread) == "" && within(path, "pipelines"), within(unread, "sources") && within(path, "pipelines"): // they name sources
+		return true
+	case block(unread) == "":
+		return unread == "" || within(path, unread) || block(path) == ""
+	}
+	return within(path, block(unread)) || within(unread, path)
 }
 
 // readPart decodes only some keys of a configuration, those of part: whoever

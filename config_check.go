@@ -249,8 +249,12 @@ func (c *config) sourceErrors(at string, errs []sources.FieldError) {
 var protocols = []string{"opcua", "mqtt", "modbus"}
 
 func (c *config) checkProtocol(at string, s *sourceConfig) {
+	if s.Protocol == "" {
+		c.doc.failAt(at+".protocol", "is missing; use one of %s", strings.Join(protocols, ", "))
+		return
+	}
 	if !slices.Contains(protocols, s.Protocol) {
-		c.doc.failAt(at+".protocol", "%q is not a protocol that edgehost speaks; use one of %s", s.Protocol, strings.Join(protocols, ", "))
+		c.doc.failAt(at+".protocol", "%q is not a protocol that edgehost speaks; use one of %s%s", s.Protocol, strings.Join(protocols, ", "), meant(nearest(s.Protocol, protocols), nil))
 		return
 	}
 	blocks := []struct {

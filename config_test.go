@@ -123,8 +123,12 @@ func TestExampleIsComplete(t *testing.T) {
 	if w := c.warnings(); len(w) > 0 {
 		t.Errorf("warnings:\n%v", w)
 	}
+	shown := map[string]bool{}
+	for _, m := range regexp.MustCompile(`\b(\w+):|\bor (\w+)`).FindAllStringSubmatch(src, -1) {
+		shown[m[1]+m[2]] = true
+	}
 	for _, key := range slices.Sorted(maps.Keys(keysOf(reflect.TypeFor[config](), map[string]bool{}))) {
-		if !regexp.MustCompile(`(?m)[^\w]` + key + `:|^` + key + `:|or ` + key + `\b`).MatchString(src) {
+		if !shown[key] {
 			t.Errorf("examples/connector.yaml does not show the key %s", key)
 		}
 	}
@@ -154,6 +158,33 @@ func TestExampleDefaults(t *testing.T) {
 		if diff := cmp.Diff(pair[1], pair[0]); diff != "" {
 			t.Errorf("%s (-default +example):\n%s", name, diff)
 		}
+	}
+}
+
+// TestEverythingAtOnce: what cannot be read and what is not allowed are told
+// together, in the order of the lines, and one mistake is one problem.
+func TestEverythingAtOnce(t *testing.T) {
+	c := parseConfig("f.yaml", []byte(`
+helth: {listen: "off"}
+metrics: {listen: 9090}
+zerobus: {workspace_host: https://w, auth: {client_id: "${NOT_SET}", client_secret: x}}
+sources:
+- {name: a, protocol: mqtt, endpoint: mqtt://h, mqtt: {topic: a}}
+- {name: b, protocol: mqtt, endpoint: modbus://h, mqtt: {topics: [{topic: a, qos: high}]}}
+- {name: c, protocol: mqtt, endpoit: mqtt://h, mqtt: {topics: [{topic: a}]}}
+- {name: "${NOT_SET}", protocol: mqtt, endpoint: mqtt://h, mqtt: {topics: [{topic: a}]}}
+pipelines:
+- {name: p, sources: [d]}
+backpressure: {disk_spool: {max_size_mb: 1}, memory_queue: {max_size: ten}}
+`), func(string) (string, bool) { return "", false })
+	var got []string
+	for _, p := range c.doc.found {
+		got = append(got, fmt.Sprint(p.line, " ", p.path))
+	}
+	want := []string{"2 helth", "3 metrics.listen", "4 zerobus.zerobus_endpoint", "4 zerobus.auth.client_id", "6 sources[0].mqtt.topic", "7 sources[1].endpoint",
+		"7 sources[1].mqtt.topics[0].qos", "8 sources[2].endpoit", "9 sources[3].name", "12 backpressure.disk_spool.max_size_mb", "12 backpressure.memory_queue.max_size"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got):\n%s\n%v", diff, c.doc.found)
 	}
 }
 
@@ -237,6 +268,12 @@ func TestConfigProblems(t *testing.T) {
 	pipeline := func(more string) string { return threeSources + "pipelines:\n- name: p\n  sources: [m1]\n" + more }
 	for name, test := range map[string]struct{ src, want string }{
 		"empty state_dir":  {`state_dir: ""`, `state_dir: is empty`},
+		"tab":              {"sinks:\n\tfile: {dir: x}", "f.yaml:2:1: a tab stands here; indent with spaces"},
+		"latin-1":          {"sinks:\n  file: {dir: \xb0}", "f.yaml:2:1: this is not UTF-8 text; save the file as UTF-8"},
+		"utf-16":           {"s\x00i\x00", "f.yaml:1:1: this is not UTF-8 text"},
+		"protocol missing": {"sources: [{name: a}]", "sources[0].protocol: is missing; use one of opcua, mqtt, modbus"},
+		"protocol spelt":   {"sources: [{name: a, protocol: opc-ua}]", "use one of opcua, mqtt, modbus; did you mean opcua?"},
+		"key cut short":    {source("  stale: 5\n"), "did you mean stale_after_seconds?"},
 		"listen":           {"health: {listen: 8080}", `f.yaml:1:18: health.listen: "8080" is not host:port`},
 		"port":             {`metrics: {listen: "h:70000"}`, `metrics.listen: "h:70000" is not host:port`},
 		"one port for two": {`health: {listen: ":1"}` + "\n" + `metrics: {listen: ":1"}`, "metrics.listen: is the address of health.listen"},

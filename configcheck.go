@@ -93,9 +93,16 @@ func configCheck(c *cli.Context) error {
 	case r.OK:
 		return nil
 	case c.Bool("json"):
-		return &exitError{exitConfig, fmt.Errorf("%s has %d problems", name, len(bad))}
+		return &exitError{exitConfig, fmt.Errorf("%s has %s", name, problemCount(len(bad)))}
 	}
-	return &exitError{exitConfig, errors.Join(fmt.Errorf("%s has %d problems", name, len(bad)), bad)}
+	return &exitError{exitConfig, errors.Join(fmt.Errorf("%s has %s", name, problemCount(len(bad))), bad)}
+}
+
+func problemCount(n int) string {
+	if n == 1 {
+		return "1 problem"
+	}
+	return fmt.Sprintf("%d problems", n)
 }
 
 func pipelineInfos(plans []pipelinePlan) []pipelineInfo {

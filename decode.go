@@ -2,13 +2,13 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
-	"math"
 	"reflect"
 	"slices"
-	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
@@ -82,7 +82,12 @@ const maxNesting = 50
 // What is wrong is in d.found afterwards.
 func (d *document) decode(src []byte, out any) {
 	d.places, d.anchors = map[string]place{}, map[string]ast.Node{}
-	file, err := parse(bytes.TrimPrefix(src, []byte("\ufeff"))) // some editors put a mark in front
+	src = bytes.TrimPrefix(src, []byte("\ufeff")) // some editors put a mark in front
+	if line := notText(src); line > 0 {
+		d.fail("", place{line: line, col: 1}, "this is not UTF-8 text; save the file as UTF-8")
+		return
+	}
+	file, err := parse(src)
 	if err != nil {
 		d.syntaxError(err)
 		return
@@ -103,9 +108,30 @@ func (d *document) decode(src []byte, out any) {
 	}
 	ast.Walk(anchorCollector(d.anchors), body)
 	d.value("", body, reflect.ValueOf(out).Elem(), 0)
+	d.sort()
+}
+
+// sort puts what was found into the order of the file.
+func (d *document) sort() {
 	slices.SortStableFunc(d.found, func(a, b problem) int {
-		return (a.line-b.line)*10000 + min(9999, a.col) - min(9999, b.col)
+		return cmp.Or(cmp.Compare(a.line, b.line), cmp.Compare(a.col, b.col))
 	})
+}
+
+// notText returns the line of the first byte that is no UTF-8 text, 0 when all is.
+func notText(src []byte) int {
+	line := 1
+	for len(src) > 0 {
+		r, size := utf8.DecodeRune(src)
+		switch {
+		case r == utf8.RuneError && size == 1, r == 0:
+			return line
+		case r == '\n':
+			line++
+		}
+		src = src[size:]
+	}
+	return 0
 }
 
 // parse calls the YAML parser, which panics on some malformed files.
@@ -125,6 +151,9 @@ func (d *document) syntaxError(err error) {
 		p.msg = syntax.Message
 		if at := syntax.Token; at != nil && at.Position != nil {
 			p.line, p.col = at.Position.Line, at.Position.Column
+		}
+		if strings.Contains(p.msg, "\t") {
+			p.msg = "a tab stands here; indent with spaces"
 		}
 	}
 	d.found = append(d.found, p)
@@ -359,116 +388,6 @@ func (d *document) sequence(path string, n ast.Node, v reflect.Value, depth int)
 		e := newValue(v.Type().Elem()).Elem()
 		d.value(fmt.Sprintf("%s[%d]", path, i), item, e, depth+1)
 		v.Set(reflect.Append(v, e))
-	}
-}
-
-// scalar decodes a single value. Variables are put in first, and what they hold
-// is a value and never YAML.
-func (d *document) scalar(path string, n ast.Node, v reflect.Value) {
-	at := position(n)
-	text, quoted, ok := scalarText(n)
-	if !ok {
-		d.fail(path, at, "must be %s, not %s", kindName(v.Kind()), describe(n))
-		return
-	}
-	text, expanded, err := expand(text, d.lookup)
-	if err != nil {
-		d.fail(path, at, "%v", err)
-		return
-	}
-	at.expanded = expanded
-	d.places[path] = at
-	if v.Kind() == reflect.String {
-		v.SetString(text)
-		return
-	}
-	if quoted && !expanded {
-		d.fail(path, at, "must be %s, not text in quotes", kindName(v.Kind()))
-		return
-	}
-	if msg := setNumber(v, text); msg != "" {
-		if expanded {
-			text = "the variable's value" // it may be a secret in the wrong place
-		}
-		d.fail(path, at, "%s %s", text, msg)
-	}
-}
-
-// anything decodes a single value whose type the file decides: text in quotes
-// and what variables hold is text.
-func (d *document) anything(path string, n ast.Node, v reflect.Value) {
-	_, quoted, _ := scalarText(n)
-	var text string
-	d.scalar(path, n, reflect.ValueOf(&text).Elem())
-	v.Set(reflect.ValueOf(text))
-	if quoted || d.places[path].expanded {
-		return
-	}
-	for _, typed := range []any{new(bool), new(int64), new(float64)} {
-		if p := reflect.ValueOf(typed).Elem(); setNumber(p, text) == "" {
-			v.Set(p)
-			return
-		}
-	}
-}
-
-// setNumber parses text into a bool or number; it returns what is wrong.
-func setNumber(v reflect.Value, text string) string {
-	digits := strings.ReplaceAll(text, "_", "")
-	base := 10
-	if hex, ok := strings.CutPrefix(digits, "0x"); ok {
-		digits, base = hex, 16
-	}
-	wrong := "is not " + kindName(v.Kind())
-	switch v.Kind() {
-	case reflect.Bool:
-		b, err := strconv.ParseBool(strings.ToLower(text))
-		if err != nil || len(text) < 4 { // not 1, 0, t, f
-			return wrong
-		}
-		v.SetBool(b)
-	case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64:
-		i, err := strconv.ParseInt(digits, base, 64)
-		if errors.Is(err, strconv.ErrRange) || err == nil && v.OverflowInt(i) {
-			return "is too large a number"
-		}
-		if err != nil {
-			return wrong
-		}
-		v.SetInt(i)
-	case reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
-		u, err := strconv.ParseUint(digits, base, 64)
-		if errors.Is(err, strconv.ErrRange) || err == nil && v.OverflowUint(u) {
-			return "is too large a number"
-		}
-		if err != nil {
-			return wrong
-		}
-		v.SetUint(u)
-	case reflect.Float32, reflect.Float64:
-		f, err := strconv.ParseFloat(strings.ReplaceAll(text, "_", ""), 64)
-		if err != nil || math.IsNaN(f) || math.IsInf(f, 0) {
-			return wrong
-		}
-		v.SetFloat(f)
-	default:
-		panic(fmt.Sprintf("configuration has a field of type %s, which decode does not know", v.Type()))
-	}
-	return ""
-}
-
-func kindName(k reflect.Kind) string {
-	switch k {
-	case reflect.String:
-		return "text"
-	case reflect.Bool:
-		return "true or false"
-	case reflect.Float32, reflect.Float64:
-		return "a number"
-	case reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
-		return "a whole number, 0 or more"
-	default:
-		return "a whole number"
 	}
 }
 

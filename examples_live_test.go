@@ -117,7 +117,7 @@ func (l *liveHost) push(name string, wasm []byte) {
 // give sends one batch and returns when it is durable.
 func (l *liveHost) give(recs ...abi.Record) {
 	l.t.Helper()
-	deadline := time.After(30 * time.Second)
+	deadline := time.After(patience)
 	select {
 	case l.in <- sources.Batch{Time: readAt(&recs[len(recs)-1]), Records: recs}:
 	case <-deadline:
@@ -136,7 +136,7 @@ func (l *liveHost) give(recs ...abi.Record) {
 // delivered waits until n records are, and looks at the ledger.
 func (l *liveHost) delivered(n int) {
 	l.t.Helper()
-	deadline := time.After(30 * time.Second)
+	deadline := time.After(patience)
 	look := time.NewTicker(2 * time.Millisecond)
 	defer look.Stop()
 	for {

@@ -26,6 +26,7 @@ type fakeHost struct {
 	modules map[string]control.Module
 	letters []control.DeadLetter
 	ended   chan struct{}
+	read    bool // it ran, and was not only closed; valid once ended is closed
 }
 
 func newFakeHost() *fakeHost {
@@ -80,6 +81,7 @@ func openFakeHost(_ context.Context, cfg *config, log *slog.Logger) (runner, err
 }
 
 func (h *fakeHost) Run(ctx context.Context) error {
+	h.read = ctx.Err() == nil
 	<-ctx.Done()
 	close(h.ended)
 	return nil

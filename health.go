@@ -19,22 +19,25 @@ import (
 // statusTimeout bounds how long a check waits for the host to describe itself.
 const statusTimeout = 5 * time.Second
 
-// serveHTTP answers /health, /livez and /readyz on health.listen and /metrics on
-// metrics.listen until ctx ends. Both listeners are open when ready is called,
-// with their addresses; an address is "" where a listener is off.
-func serveHTTP(ctx context.Context, cfg *config, backend control.Backend, log *slog.Logger, ready func(health, metrics string)) error {
-	health, err := listen(cfg.Health.Listen, "health.listen")
-	if err != nil {
-		return err
+// web is where health and metrics are asked for; a listener is nil where it is off.
+type web struct{ health, metrics net.Listener }
+
+// listenHTTP opens health.listen and metrics.listen, or neither.
+func listenHTTP(cfg *config) (l web, err error) {
+	if l.health, err = listen(cfg.Health.Listen, "health.listen"); err != nil {
+		return l, err
 	}
-	metrics, err := listen(cfg.Metrics.Listen, "metrics.listen")
-	if err != nil {
-		return errors.Join(err, closeListener(health))
+	if l.metrics, err = listen(cfg.Metrics.Listen, "metrics.listen"); err != nil {
+		return l, errors.Join(err, closeListener(l.health))
 	}
-	ready(address(health), address(metrics))
+	return l, nil
+}
+
+// serve answers /health, /livez and /readyz, and /metrics, until ctx ends.
+func (l web) serve(ctx context.Context, backend control.Backend, log *slog.Logger) error {
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return serveOne(ctx, health, healthHandler(backend), log) })
-	g.Go(func() error { return serveOne(ctx, metrics, metricsHandler(backend, log), log) })
+	g.Go(func() error { return serveOne(ctx, l.health, healthHandler(backend), log) })
+	g.Go(func() error { return serveOne(ctx, l.metrics, metricsHandler(backend, log), log) })
 	return g.Wait()
 }
 

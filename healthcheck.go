@@ -19,7 +19,7 @@ func healthcheckCommand() *cli.Command {
 		Name:  "healthcheck",
 		Usage: "ask /health of a running host; for container health checks",
 		Description: "Exits with 0 unless the host is unhealthy or does not answer, else with 1.\n\n" +
-			"Example:\n   HEALTHCHECK --interval=30s CMD [\"edgehost\", \"healthcheck\"]",
+			"Examples:\n   edgehost healthcheck --config config/connector.yaml\n   HEALTHCHECK --interval=30s CMD [\"edgehost\", \"healthcheck\"]",
 		Flags: []cli.Flag{jsonFlag(),
 			&cli.StringFlag{Name: "url", Usage: "address of the health endpoint `URL`"},
 			&cli.StringFlag{Name: "config", Aliases: []string{"c"}, Usage: "configuration `FILE` of the host, to find health.listen"},

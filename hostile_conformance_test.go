@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"net"
 	"net/url"
 	"regexp"
 	"slices"
@@ -20,9 +21,9 @@ import (
 
 // shortSignature is a frame that is shorter than the signature which it ends in.
 // The keys are not needed for it.
-var shortSignature = attack{first: "MSG", secured: true, opening: "protection is broken", forge: func(frame []byte) []byte {
+var shortSignature = attack{first: "MSG", secured: true, opening: "protection is broken", forge: func(frame []byte) net.Buffers {
 	binary.LittleEndian.PutUint32(frame[4:], 16)
-	return frame[:16]
+	return net.Buffers{frame[:16]}
 }}
 
 // TestSmokeHostileServers runs the gateway with mosquitto, a libmodbus slave and
@@ -36,7 +37,7 @@ func TestSmokeHostileServers(t *testing.T) {
 		t.Fatal(err)
 	}
 	slave := modbusPeer(t, []float32{1.5, -2.25})
-	all := maps.Clone(attacks)
+	all := maps.Clone(attacks())
 	all["short-signature"] = shortSignature
 	relays := map[string]*hostileRelay{}
 	conf := fmt.Sprintf("\n- name: plc\n  protocol: modbus\n  endpoint: modbus+tcp://%s\n  modbus:\n    poll_interval_seconds: 0.1\n    registers: [{address: 40001, count: 4, register_type: holding, data_type: float32}]\n", slave)

@@ -46,8 +46,9 @@ type attack struct {
 	first string
 	// secured says that it is only for channels that sign.
 	secured bool
-	// forge makes the bytes on the wire in place of a frame of the server.
-	forge func(frame []byte) []byte
+	// forge makes what goes on the wire in place of a frame of the server. Large
+	// bodies are shared by all that it makes: the memory of the host is measured.
+	forge func(frame []byte) net.Buffers
 	// opening and working are regular expressions for the two; "" says that the
 	// source connects, or goes on.
 	opening, working string
@@ -129,11 +130,12 @@ func (r *hostileRelay) relay(ctx context.Context, client net.Conn) {
 			binary.LittleEndian.PutUint32(frame[24:], 4096)
 		}
 		secured = secured || signs(frame)
+		out := net.Buffers{frame}
 		if kindOf(frame) == *r.hostile.Load() && (secured || !r.attack.secured) {
-			frame = r.attack.forge(frame)
+			out = r.attack.forge(frame)
 			r.struck.Add(1)
 		}
-		if _, err := client.Write(frame); err != nil {
+		if _, err := out.WriteTo(client); err != nil {
 			return
 		}
 	}
@@ -169,8 +171,9 @@ var u32 = binary.LittleEndian.AppendUint32
 // message replaces the answer that an unsecured frame carries, in as many chunks
 // as it takes; service 0 keeps its type. The channel, its token and the number of
 // the request stay (Part 6, 6.7.2).
-func message(service uint16, rest ...[]byte) func(frame []byte) []byte {
-	return func(frame []byte) (out []byte) {
+func message(service uint16, rest ...[]byte) func(frame []byte) net.Buffers {
+	body := slices.Concat(rest...)
+	return func(frame []byte) (out net.Buffers) {
 		head, typed := 12, uint16(readResponse)
 		if string(frame[:3]) == "OPN" {
 			typed = openResponse
@@ -187,19 +190,18 @@ func message(service uint16, rest ...[]byte) func(frame []byte) []byte {
 		if service != 0 {
 			typed = service
 		}
-		body := answer(typed, rest...)
-		sequence := binary.LittleEndian.Uint32(frame[head-8:])
-		for ; ; sequence++ {
-			part := body[:min(len(body), 60000)]
-			body = body[len(part):]
-			chunk := slices.Concat(frame[:head], part)
-			chunk[3] = 'C'
-			if len(body) == 0 {
+		begin, left := answer(typed), body
+		for sequence := binary.LittleEndian.Uint32(frame[head-8:]); ; sequence++ {
+			part := left[:min(len(left), 60000)]
+			left = left[len(part):]
+			chunk := slices.Concat(frame[:head], begin)
+			begin, chunk[3] = nil, 'C'
+			if len(left) == 0 {
 				chunk[3] = 'F'
 			}
-			binary.LittleEndian.PutUint32(chunk[4:], uint32(len(chunk)))
+			binary.LittleEndian.PutUint32(chunk[4:], uint32(len(chunk)+len(part)))
 			binary.LittleEndian.PutUint32(chunk[head-8:], sequence)
-			if out = append(out, chunk...); len(body) == 0 {
+			if out = append(out, chunk, part); len(left) == 0 {
 				return out
 			}
 		}
@@ -208,9 +210,8 @@ func message(service uint16, rest ...[]byte) func(frame []byte) []byte {
 
 // answer begins a service: the id of its type, and a ResponseHeader as far as its
 // diagnostics (timestamp, handle, result).
-func answer(id uint16, rest ...[]byte) []byte {
-	head := append([]byte{1, 0, byte(id), byte(id >> 8)}, make([]byte, 8+4+4)...)
-	return append(head, slices.Concat(rest...)...)
+func answer(id uint16) []byte {
+	return append([]byte{1, 0, byte(id), byte(id >> 8)}, make([]byte, 8+4+4)...)
 }
 
 var (
@@ -225,10 +226,10 @@ func operand(variant []byte) []byte {
 
 // buffers is an acknowledgement whose receive buffer, which the library takes for
 // its own, has size bytes.
-func buffers(size uint32) func(frame []byte) []byte {
-	return func(frame []byte) []byte {
+func buffers(size uint32) func(frame []byte) net.Buffers {
+	return func(frame []byte) net.Buffers {
 		binary.LittleEndian.PutUint32(frame[12:], size)
-		return frame
+		return net.Buffers{frame}
 	}
 }
 
@@ -246,19 +247,22 @@ const (
 )
 
 // attacks are the replies that end a process which decodes them, or would, were
-// they decoded.
-var attacks = map[string]attack{
-	// 2^31-1 strings, 32 GiB.
-	"huge-table": {first: "OPN", forge: message(0, []byte{0}, u32(nil, 1<<31-1)), opening: outOfMemory, working: outOfMemory},
-	// 200 million results, 1.5 GB, as answer to whatever was asked.
-	"many-results": {first: "OPN", forge: message(readResponse, noTable, noHeader, u32(nil, 200_000_000)),
-		opening: "answers with service i=634", working: outOfMemory},
-	"negative-array":     {first: "OPN", forge: message(0, noTable, operand(u32([]byte{0x86}, 0xfffffffe))), opening: "cannot be decoded"},
-	"nested-variants":    {first: "OPN", forge: message(0, noTable, operand(bytes.Repeat([]byte{0x18}, deep))), opening: usedUp, working: usedUp},
-	"nested-diagnostics": {first: "OPN", forge: message(0, bytes.Repeat([]byte{0x40}, deep)), opening: usedUp, working: usedUp},
-	"no-buffer":          {first: "ACK", forge: buffers(0), opening: "chunks of 0 bytes", working: "chunks of 0 bytes"},
-	"huge-buffer":        {first: "ACK", forge: buffers(0xffffffff)},
-}
+// they decoded. They are made when they are first used: this binary is also every
+// command that a script runs.
+var attacks = sync.OnceValue(func() map[string]attack {
+	return map[string]attack{
+		// 2^31-1 strings, 32 GiB.
+		"huge-table": {first: "OPN", forge: message(0, []byte{0}, u32(nil, 1<<31-1)), opening: outOfMemory, working: outOfMemory},
+		// 200 million results, 1.5 GB, as answer to whatever was asked.
+		"many-results": {first: "OPN", forge: message(readResponse, noTable, noHeader, u32(nil, 200_000_000)),
+			opening: "answers with service i=634", working: outOfMemory},
+		"negative-array":     {first: "OPN", forge: message(0, noTable, operand(u32([]byte{0x86}, 0xfffffffe))), opening: "cannot be decoded"},
+		"nested-variants":    {first: "OPN", forge: message(0, noTable, operand(bytes.Repeat([]byte{0x18}, deep))), opening: usedUp, working: usedUp},
+		"nested-diagnostics": {first: "OPN", forge: message(0, bytes.Repeat([]byte{0x40}, deep)), opening: usedUp, working: usedUp},
+		"no-buffer":          {first: "ACK", forge: buffers(0), opening: "chunks of 0 bytes", working: "chunks of 0 bytes"},
+		"huge-buffer":        {first: "ACK", forge: buffers(0xffffffff)},
+	}
+})
 
 // memoryOf is the most memory that process pid had resident, in MiB.
 func memoryOf(t *testing.T, pid int) int {
@@ -300,9 +304,10 @@ func startHostileSite(t *testing.T) *hostileSite {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { p.close() })
-	list := fmt.Sprintf("- name: oven\n  protocol: opcua\n  endpoint: opc.tcp://%s\n  opcua:%s\n- name: press\n  protocol: modbus\n  endpoint: modbus+tcp://%s\n  modbus:%s\n",
+	// The press has time enough to answer on a machine that is busy.
+	list := fmt.Sprintf("- name: oven\n  protocol: opcua\n  endpoint: opc.tcp://%s\n  opcua:%s\n- name: press\n  protocol: modbus\n  endpoint: modbus+tcp://%s\n  modbus:\n    timeout_ms: 30000%s\n",
 		o.addr, ovenConfig, p.addr, pressConfig)
-	for name, a := range attacks {
+	for name, a := range attacks() {
 		r := startHostileRelay(t, o.addr, a)
 		r.strike(a.first)
 		s.relays[name] = r
@@ -341,7 +346,7 @@ func startHostileSite(t *testing.T) *hostileSite {
 // await waits until ok has held for the source of every attack.
 func (s *hostileSite) await(what string, ok func(name string, now control.SourceStatus) bool) {
 	s.t.Helper()
-	deadline := time.After(60 * time.Second)
+	deadline := time.After(patience)
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for done := map[string]bool{}; ; {
@@ -362,7 +367,7 @@ func (s *hostileSite) await(what string, ok func(name string, now control.Source
 					s.t.Errorf("%s: %s %q, %v", name, now[name].State, now[name].Detail, now[name].Counters)
 				}
 			}
-			s.t.Fatalf("waited 60 s for %s", what)
+			s.t.Fatalf("waited for %s", what)
 		}
 	}
 }
@@ -382,7 +387,7 @@ func TestHostileServer(t *testing.T) {
 	}
 	told := func(words func(attack) string) func(name string, now control.SourceStatus) bool {
 		return func(name string, now control.SourceStatus) bool {
-			if want := words(attacks[name]); want != "" {
+			if want := words(attacks()[name]); want != "" {
 				return regexp.MustCompile(want).MatchString(now.Detail) && now.Counters[sources.MetricReconnects] > 1
 			}
 			return s.relays[name].struck.Load() > 0
@@ -390,7 +395,7 @@ func TestHostileServer(t *testing.T) {
 	}
 	s.await("what happens to be told", told(func(a attack) string { return a.opening }))
 	for name, r := range s.relays {
-		if n, most := r.struck.Load(), int64(time.Since(began)/(70*time.Millisecond))+2; attacks[name].opening != "" && (n < 2 || n > most) {
+		if n, most := r.struck.Load(), int64(time.Since(began)/(70*time.Millisecond))+2; attacks()[name].opening != "" && (n < 2 || n > most) {
 			t.Errorf("%s: %d attempts in %v; at least 2, and at most %d with the back-off", name, n, time.Since(began), most)
 		}
 		r.behave()
@@ -415,7 +420,7 @@ func TestHostileServer(t *testing.T) {
 	if grown := memoryOf(t, os.Getpid()) - before; grown > 256 {
 		t.Errorf("the host grew by %d MiB", grown)
 	} else {
-		t.Logf("%d attacks twice each in %v; the host grew by %d MiB", len(attacks), time.Since(began), grown)
+		t.Logf("%d attacks twice each in %v; the host grew by %d MiB", len(attacks()), time.Since(began), grown)
 	}
 	s.neighbours()
 }
@@ -424,7 +429,7 @@ func TestHostileServer(t *testing.T) {
 func (s *hostileSite) calm(n uint64) {
 	s.t.Helper()
 	from := s.status()
-	deadline := time.After(30 * time.Second)
+	deadline := time.After(patience)
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for {
@@ -477,7 +482,7 @@ func (s *hostileSite) neighbours() {
 			longest = max(longest, time.Duration(us-at[name][i])*time.Microsecond)
 		}
 		s.t.Logf("%s: %d records, at most %v apart", name, len(at[name]), longest)
-		if longest > 3*time.Second || len(at[name]) < 60 {
+		if longest > 5*time.Second || len(at[name]) < 60 {
 			s.t.Errorf("%s has a gap of %v in %d records", name, longest, len(at[name]))
 		}
 	}

@@ -233,7 +233,7 @@ func serveFake(t *testing.T, cfg *config, log *slog.Logger) (h *fakeHost, stop f
 		select {
 		case err := <-ended:
 			return err
-		case <-time.After(30 * time.Second):
+		case <-time.After(patience):
 			t.Fatal("serve did not end")
 			return nil
 		}
@@ -279,7 +279,7 @@ func TestServeAnswersAndEnds(t *testing.T) {
 }
 
 // TestServeFails: when a listener cannot be opened, serve ends with its reason
-// and the host has ended too.
+// and the host has ended too, without having read anything.
 func TestServeFails(t *testing.T) {
 	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
@@ -305,6 +305,9 @@ func TestServeFails(t *testing.T) {
 		}
 		select {
 		case <-h.ended:
+			if h.read {
+				t.Errorf("%s: the host read its sources before", name)
+			}
 		default:
 			t.Errorf("%s: the host was left running", name)
 		}
@@ -325,7 +328,7 @@ func TestServeWithoutHTTP(t *testing.T) {
 
 func awaitListening(t *testing.T, log *syncBuffer) (health, metrics string) {
 	t.Helper()
-	deadline := time.After(30 * time.Second)
+	deadline := time.After(patience)
 	for {
 		wrote := log.wrote()
 		for line := range strings.Lines(log.String()) {

@@ -151,7 +151,7 @@ func closedPort(t *testing.T) string {
 // waitBytes waits until bytes of a source are counted.
 func waitBytes(t *testing.T, h runner, source string) {
 	t.Helper()
-	deadline := time.After(30 * time.Second)
+	deadline := time.After(patience)
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	for {
@@ -214,7 +214,7 @@ sources:
 	go func() { ended <- h.Run(ctx) }()
 	want := map[string]string{"mqtt": "source connected", "modbus": "source degraded", "opcua": "server does not translate", "isolated": "server does not translate",
 		"no-mqtt": "source reconnecting", "no-modbus": "source reconnecting", "no-opcua": "source reconnecting"}
-	deadline := time.After(30 * time.Second)
+	deadline := time.After(patience)
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	for len(want) > 0 {

@@ -46,12 +46,12 @@ func TestLookAtHostileServer(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer o.close()
-	for name, a := range attacks {
-		for _, args := range [][]string{{"source", "test", "plant"}, {"opcua", "browse"}} {
+	for name, a := range attacks() {
+		for _, args := range [][]string{{"source", "test", "plant", "--wait", "1m"}, {"opcua", "browse"}} {
 			t.Run(name+" "+args[0], func(t *testing.T) {
 				r := startHostileRelay(t, o.addr, a)
 				r.strike(a.first)
-				block := "security_policy: None, security_mode: None, request_timeout_seconds: 2, nodes: [{node_id: i=2258}]"
+				block := "security_policy: None, security_mode: None, request_timeout_seconds: 30, nodes: [{node_id: i=2258}]"
 				code, out, errs := command(t, strings.ReplaceAll(sourceText("opcua", "opc.tcp://"+r.addr, block), "STATE", t.TempDir()), args...)
 				unhurt := code == exitOK && errs == ""
 				told := code == exitFailure && out == "" && strings.Count(errs, "\n") == 1 && regexp.MustCompile(a.opening).MatchString(errs)

@@ -25,6 +25,11 @@ import (
 // TestMain makes the test binary answer to the names of commands: edgehost is
 // the program as it is, fakehost the same program around a fakeHost.
 func TestMain(m *testing.M) {
+	if len(os.TempDir()) > 30 { // the path of a socket must not be long
+		if err := os.Setenv("TMPDIR", "/tmp"); err != nil {
+			panic(err)
+		}
+	}
 	testscript.Main(m, map[string]func(){
 		"edgehost": main,
 		"fakehost": func() {
@@ -53,6 +58,8 @@ func TestScript(t *testing.T) {
 				return err
 			}
 			e.Setenv("ME", me.Username)
+			// With the race detector every command would sleep a second before it ends.
+			e.Setenv("GORACE", "atexit_sleep_ms=0")
 			e.Setenv("EXAMPLES", filepath.Join(root, "examples"))
 			e.Setenv("MODULES", filepath.Join(root, "host", "testdata"))
 			for _, name := range []string{"KEY1", "KEY2"} {
@@ -114,15 +121,19 @@ func TestScript(t *testing.T) {
 	})
 }
 
+// patience is how long a test waits for what must come: no measure of anything,
+// only longer than the slowest machine takes.
+const patience = 2 * time.Minute
+
 func until(ts *testscript.TestScript, what string, cond func() bool) {
-	deadline := time.After(20 * time.Second)
+	deadline := time.After(patience)
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for !cond() {
 		select {
 		case <-tick.C:
 		case <-deadline:
-			ts.Fatalf("waited 20 s for %s", what)
+			ts.Fatalf("waited %v for %s", patience, what)
 		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"runtime/debug"
 
@@ -99,15 +100,17 @@ func harden(cfg *config, log *slog.Logger) {
 }
 
 // serve runs h with everything around it: control socket, health and metrics.
-// They answer until h has ended, so that a slow stop can be watched.
+// They are open before h reads anything, and answer until h has ended, so that a
+// slow stop can be watched.
 func serve(ctx context.Context, cfg *config, h runner, log *slog.Logger) error {
-	socket, err := control.Listen(cfg.socket())
+	socket, http, err := listenAll(cfg)
 	if err != nil {
 		// The host owns state that only Run gives back.
 		ended, cancel := context.WithCancel(ctx)
 		cancel()
 		return errors.Join(err, h.Run(ended))
 	}
+	log.Info("listening", "component", "serve", "health", address(http.health), "metrics", address(http.metrics), "socket", cfg.socket())
 	work, stop := context.WithCancel(ctx)
 	defer stop()
 	around, end := context.WithCancel(context.WithoutCancel(ctx))
@@ -119,13 +122,22 @@ func serve(ctx context.Context, cfg *config, h runner, log *slog.Logger) error {
 	})
 	g.Go(func() error {
 		defer stop()
-		return serveHTTP(around, cfg, h, log.With("component", "http"), func(health, metrics string) {
-			log.Info("listening", "component", "serve", "health", health, "metrics", metrics, "socket", cfg.socket())
-		})
+		return http.serve(around, h, log.With("component", "http"))
 	})
 	g.Go(func() error {
 		defer end()
 		return h.Run(work)
 	})
 	return g.Wait()
+}
+
+// listenAll opens everything at which a running host is asked, or nothing.
+func listenAll(cfg *config) (socket net.Listener, http web, err error) {
+	if socket, err = control.Listen(cfg.socket()); err != nil {
+		return nil, http, err
+	}
+	if http, err = listenHTTP(cfg); err != nil {
+		return nil, http, errors.Join(err, socket.Close())
+	}
+	return socket, http, nil
 }

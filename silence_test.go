@@ -195,7 +195,7 @@ func (s *silentSite) source(name string) control.SourceStatus {
 // until waits for cond.
 func (s *silentSite) until(what string, cond func() bool) {
 	s.t.Helper()
-	deadline := time.After(30 * time.Second)
+	deadline := time.After(patience)
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	for !cond() {

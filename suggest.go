@@ -43,8 +43,8 @@ func has(fields []field, name string) bool {
 func nearest(name string, names []string) string {
 	best, distance := "", max(2, len(name)/3)+1
 	for _, n := range names {
-		if len(name) > 3 && strings.HasPrefix(n, name+"_") {
-			return n // its unit is missing: max_delay for max_delay_seconds
+		if len(name) > 3 && strings.HasPrefix(n, name) {
+			return n // its end is missing: max_delay for max_delay_seconds, user for username
 		}
 		if d := levenshtein(name, n); d < min(distance, len(name)) {
 			best, distance = n, d

@@ -8,11 +8,14 @@ import (
 	"fmt"
 	mathrand "math/rand/v2"
 	"strings"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 )
 
 // backlog is a queue with tables and a log on a disk that can be copied.
@@ -103,7 +106,7 @@ func (l *backlog) check(t *testing.T, fs *vfs.MemFS) (damaged uint64, startErr e
 	q.Commit(alice, 1000)
 	r := q.Reader(q.Head())
 	at, i, last := q.Head(), 0, ""
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	for last != "new" {
 		st, err := r.Next(ctx)
@@ -414,6 +417,52 @@ func TestLostSideFiles(t *testing.T) {
 	b.open()
 	if _, err := b.s.Queue("q", b.keep); !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), "nothing was changed") {
 		t.Fatal(err)
+	}
+}
+
+// TestDiskFullAtStart: a disk without room is an error of the start, not a start
+// that never ends; with room again everything is there.
+func TestDiskFullAtStart(t *testing.T) {
+	mem := vfs.NewCrashableMem()
+	b := newBed(t, mem)
+	add(t, b.queue("q"), frame(alice, 1, 7, "x"))
+	st, err := b.s.State("host")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := st.Commit([]Set{{"a", "b", []byte("c")}}); err != nil {
+		t.Fatal(err)
+	}
+	var full atomic.Bool
+	full.Store(true)
+	o := b.o
+	// What is in the logs is not in tables yet.
+	o.FS = errorfs.Wrap(mem.CrashClone(vfs.CrashCloneCfg{}), errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if full.Load() && op.Kind == errorfs.OpFileWrite && strings.HasSuffix(op.Path, ".sst") {
+			return syscall.ENOSPC
+		}
+		return nil
+	}))
+	s, err := Open(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, errQueue := s.Queue("q", b.keep)
+	_, errState := s.State("host")
+	for _, err := range []error{errQueue, errState} {
+		if !errors.Is(err, ErrDisk) || errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), "no space left on device; check the disk and make room on it") {
+			t.Errorf("on a full disk: %v", err)
+		}
+	}
+	full.Store(false) // and what was left behind ends
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	b.o.FS = mem.CrashClone(vfs.CrashCloneCfg{})
+	b.reopen()
+	q := b.queue("q")
+	if n, err := q.CountWaiting(); n != 7 || err != nil {
+		t.Errorf("%d records wait, %v", n, err)
 	}
 }
 

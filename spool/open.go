@@ -96,7 +96,7 @@ func (q *Queue) openData(known bool) (*pebble.DB, error) {
 	err := q.inspect(data, known)
 	if err == nil {
 		var db *pebble.DB
-		if db, err = pebble.Open(data, q.s.pebbleOptions(q.name)); err == nil {
+		if db, err = q.s.openPebble(q.name, data); err == nil {
 			return db, nil
 		}
 		err = asDamage(err)
@@ -109,7 +109,7 @@ func (q *Queue) openData(known bool) (*pebble.DB, error) {
 		return nil, fmt.Errorf("move damaged queue aside: %w (damage: %w)", errMove, err)
 	}
 	q.startErr = fmt.Errorf("the files of queue %s were damaged and lie in %s now; it starts again behind them, and readers report the records as damaged: %w", q.name, aside, err)
-	db, err := pebble.Open(data, q.s.pebbleOptions(q.name))
+	db, err := q.s.openPebble(q.name, data)
 	if err != nil {
 		return nil, fmt.Errorf("open frames: %w", err)
 	}
@@ -120,7 +120,7 @@ func (q *Queue) openData(known bool) (*pebble.DB, error) {
 // from the machine: a missing file is damage, a lock or a failing disk is not.
 func asDamage(err error) error {
 	var errno syscall.Errno
-	if errors.As(err, &errno) && errno != syscall.ENOENT {
+	if errors.Is(err, ErrDisk) || errors.As(err, &errno) && errno != syscall.ENOENT {
 		return err
 	}
 	return fmt.Errorf("%w: %w", ErrDamaged, err)

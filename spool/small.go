@@ -91,7 +91,7 @@ func (s *Spool) openSmallFiles(name, dir string) (*smallStore, error) {
 // comes last, is not there, and then it is moved aside for a new one.
 func (s *Spool) openOrMake(name, dir string, made bool) (*pebble.DB, error) {
 	data := s.disk.PathJoin(dir, dataName)
-	db, err := pebble.Open(data, s.pebbleOptions(name))
+	db, err := s.openPebble(name, data)
 	if err == nil {
 		return db, nil
 	}
@@ -104,7 +104,7 @@ func (s *Spool) openOrMake(name, dir string, made bool) (*pebble.DB, error) {
 		return nil, fmt.Errorf("move damaged store aside: %w (damage: %w)", errMove, err)
 	}
 	s.log.Error("spool store was not finished when the host stopped; it starts empty", "store", name, "old_files", aside, "error", err)
-	return pebble.Open(data, s.pebbleOptions(name))
+	return s.openPebble(name, data)
 }
 
 func (s *Spool) smallIdentity(dir string, hasData bool) ([16]byte, error) {

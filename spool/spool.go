@@ -45,6 +45,8 @@ var (
 	ErrClosed = errors.New("spool is closed")
 	// ErrFull: the dead-letter queue has reached its size; it never drops.
 	ErrFull = errors.New("dead-letter queue is full")
+	// ErrDisk: the disk does not take what has to be written to open a store.
+	ErrDisk = errors.New("the spool's disk failed")
 	// ErrDamaged: stored bytes do not open under their seal.
 	ErrDamaged = errors.New("damaged")
 )

@@ -51,6 +51,42 @@ func (s *Spool) pebbleOptions(name string) *pebble.Options {
 	return o
 }
 
+// openPebble opens or makes a store for writing. Pebble writes what its log holds
+// into a table first, and tries that for ever, hundreds of times a second; here a
+// disk that does not take it is an error with ErrDisk, after which the process
+// ought to end: the attempt that was left goes on until the disk takes it.
+func (s *Spool) openPebble(name, data string) (*pebble.DB, error) {
+	o := s.pebbleOptions(name)
+	failed, say := make(chan error, 1), o.EventListener.BackgroundError
+	o.EventListener.BackgroundError = func(err error) {
+		say(err)
+		select {
+		case failed <- err:
+		default:
+		}
+	}
+	type result struct {
+		db  *pebble.DB
+		err error
+	}
+	done := make(chan result, 1)
+	go func() {
+		db, err := pebble.Open(data, o)
+		done <- result{db, err}
+	}()
+	select {
+	case r := <-done:
+		return r.db, r.err
+	case err := <-failed:
+		go func() {
+			if r := <-done; r.db != nil {
+				_ = r.db.Close() // nobody has it
+			}
+		}()
+		return nil, fmt.Errorf("%w: %w; check the disk and make room on it, then start again: nothing that was acknowledged is lost", ErrDisk, err)
+	}
+}
+
 // lastWords is Pebble's logger. Fatalf ends the process.
 type lastWords struct {
 	log  *slog.Logger

@@ -21,7 +21,14 @@ import (
 	"go.uber.org/goleak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if len(os.TempDir()) > 30 { // the path of a socket must not be long
+		if err := os.Setenv("TMPDIR", "/tmp"); err != nil {
+			panic(err)
+		}
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // recorder is a Backend that keeps what it was asked and answers what it was told.
 type recorder struct {

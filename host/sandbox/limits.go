@@ -28,7 +28,7 @@ type Limits struct {
 func DefaultLimits() Limits {
 	return Limits{
 		ModuleBytes:     16 << 20,
-		CompileDeadline: 30 * time.Second,
+		CompileDeadline: 2 * time.Minute,
 		MemoryPages:     512,
 		InitDeadline:    2 * time.Second,
 		Deadline:        time.Second,

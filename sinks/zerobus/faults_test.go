@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"strings"
 	"testing"
 	"time"
@@ -117,36 +118,35 @@ func TestRotationUnderLoad(t *testing.T) {
 	}
 }
 
-// Acks that are withheld end the stream after the timeout; an ack of more than
-// was sent ends it at once.
+// An ack of more than was sent ends the stream at once, and what was sent is sent
+// again; acks that are withheld end it after the timeout.
 func TestAcksThatLie(t *testing.T) {
 	b := newBench(t, zerobustest.Config{})
-	s := b.sink(t, func(o *zerobus.Options) { o.AckTimeout = 200 * time.Millisecond })
-	b.SetFaults(zerobustest.Faults{WithholdAcks: true})
-	st := open(t, s)
-	if err := st.Send(t.Context(), records(1, 10)); err != nil {
-		t.Fatal(err)
-	}
-	for a := range st.Acks() {
-		t.Errorf("ack %v", a)
-	}
-	if err := st.Err(); err == nil || !strings.Contains(err.Error(), "no ack") {
-		t.Errorf("Err: %v", err)
+	s := b.sink(t, nil)
+	withoutAck := func(s *zerobus.Sink, want string) {
+		t.Helper()
+		st := open(t, s)
+		if err := st.Send(t.Context(), records(1, 10)); err != nil {
+			t.Fatal(err)
+		}
+		for a := range st.Acks() {
+			t.Errorf("ack %v", a)
+		}
+		if err := st.Err(); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("Err: %v, want %q", err, want)
+		}
 	}
 	b.SetFaults(zerobustest.Faults{OverAck: 5})
-	st = open(t, s)
-	if err := st.Send(t.Context(), records(1, 10)); err != nil {
-		t.Fatal(err)
-	}
-	for a := range st.Acks() {
-		t.Errorf("ack %v of a service that acknowledged too much", a)
-	}
-	if err := st.Err(); err == nil || !strings.Contains(err.Error(), "exceeds") {
-		t.Errorf("Err: %v", err)
+	withoutAck(s, "exceeds")
+	b.SetFaults(zerobustest.Faults{})
+	if refused := sinktest.Drain(t, s, records(1, 10)); len(refused) > 0 {
+		t.Errorf("refused: %v", refused)
 	}
 	if n := s.Stats().Resent; n != 10 {
 		t.Errorf("%d re-sent", n)
 	}
+	b.SetFaults(zerobustest.Faults{WithholdAcks: true})
+	withoutAck(b.sink(t, func(o *zerobus.Options) { o.AckTimeout = 200 * time.Millisecond }), "no ack")
 }
 
 // poison makes the service refuse record seq.
@@ -230,7 +230,7 @@ func TestEveryRowRefused(t *testing.T) {
 func TestRefusedWithoutNeighbour(t *testing.T) {
 	b := newBench(t, zerobustest.Config{})
 	b.SetFaults(poison(1))
-	s := b.sink(t, nil)
+	s := b.sink(t, func(o *zerobus.Options) { o.NeighbourWait = deadline })
 	st := open(t, s)
 	_ = st.Send(t.Context(), records(1, 1)) // its stream ends before or after
 	for range st.Acks() {
@@ -350,19 +350,34 @@ func TestOpenErrors(t *testing.T) {
 			if err != nil {
 				noSecret(t, b, err.Error())
 				g := sinks.Guard(s, sinks.DefaultBreakerConfig(), fast, slog.New(slog.NewTextHandler(b.log, nil)))
-				ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
-				defer cancel()
-				if _, err := g.Open(ctx); !errors.Is(err, context.DeadlineExceeded) {
-					t.Errorf("guarded Open: %v", err)
-				}
-				state := g.State()
-				if tt.state != "" && state.State != tt.state || tt.slow && state.State != sinks.StateThrottled {
-					t.Errorf("guard: %+v", state)
-				}
+				state := guardsUntil(t, g, func(s sinks.Status) bool {
+					return s.LastError != "" && (tt.state == "" || s.State == tt.state) && (!tt.slow || s.State == sinks.StateThrottled)
+				})
 				noSecret(t, b, fmt.Sprint(state), b.log.String())
 			}
 		})
 	}
+}
+
+// guardsUntil lets g try to open a stream, which it cannot, until its state is ok.
+func guardsUntil(t *testing.T, g *sinks.Guarded, ok func(sinks.Status) bool) sinks.Status {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		_, err := g.Open(ctx)
+		ended <- err
+	}()
+	var state sinks.Status
+	until(t, func() bool {
+		state = g.State()
+		return ok(state)
+	})
+	cancel()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Errorf("guarded Open: %v", err)
+	}
+	return state
 }
 
 func create(code codes.Code, count int) zerobustest.Faults {
@@ -456,24 +471,68 @@ func TestSchemaUnknown(t *testing.T) {
 			return zerobus.Schema{}, errors.New("the catalog is away")
 		}
 	})
-	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
-	defer cancel()
-	if _, err := g.Open(ctx); err == nil {
-		t.Fatal("opened")
-	}
-	if s := g.State(); s.State != sinks.StateSchemaUnknown || !strings.Contains(s.LastError, "catalog is away") {
+	if s := guardsUntil(t, g, func(s sinks.Status) bool { return s.State == sinks.StateSchemaUnknown }); !strings.Contains(s.LastError, "catalog is away") {
 		t.Errorf("guard: %+v", s)
 	}
 }
 
 func TestWrongCA(t *testing.T) {
 	b, other := newBench(t, zerobustest.Config{}), newBench(t, zerobustest.Config{})
-	s := b.sink(t, func(o *zerobus.Options) { o.Config.CACertPath = other.ca; o.OpenTimeout = 2 * time.Second })
+	s := b.sink(t, func(o *zerobus.Options) { o.Config.CACertPath = other.ca })
 	if _, err := s.Open(t.Context()); err == nil || !strings.Contains(err.Error(), "certificate") {
 		t.Errorf("Open: %v", err)
 	}
 	if b.Stats().TokensIssued != 0 {
 		t.Error("the secret was sent to a peer that was not verified")
+	}
+}
+
+// TestUnreachable: what cannot be reached is told in plain words, with the key to
+// look at and what the network said.
+func TestUnreachable(t *testing.T) {
+	b, other := newBench(t, zerobustest.Config{}), newBench(t, zerobustest.Config{})
+	clear, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer clear.Close()
+	go func() {
+		for {
+			conn, err := clear.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = conn.Write([]byte("HTTP/1.1 400 Bad Request\r\n\r\n"))
+			conn.Close()
+		}
+	}()
+	const nobody = "https://127.0.0.1:1"
+	for name, tt := range map[string]struct {
+		change func(*zerobus.Options)
+		says   []string
+	}{
+		"endpoint":  {func(o *zerobus.Options) { o.Config.ZerobusEndpoint = nobody }, []string{nobody + ": nothing listens there: check zerobus.zerobus_endpoint", "connection refused)"}},
+		"workspace": {func(o *zerobus.Options) { o.Config.WorkspaceHost = nobody }, []string{nobody + ": nothing listens there: check zerobus.workspace_host", "connection refused)"}},
+		"authority": {func(o *zerobus.Options) { o.Config.CACertPath = other.ca }, []string{b.Workspace(), "name that authority in zerobus.ca_cert_path"}},
+		"clear":     {func(o *zerobus.Options) { o.Config.WorkspaceHost = "https://" + clear.Addr().String() }, []string{"it does not speak TLS: check zerobus.workspace_host"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := b.sink(t, tt.change).Open(t.Context())
+			if err == nil {
+				t.Fatal("it opened")
+			}
+			for _, want := range tt.says {
+				if !strings.Contains(err.Error(), want) {
+					t.Errorf("%q lacks %q", err, want)
+				}
+			}
+			for _, noise := range []string{"rpc error", "desc =", "headers provider"} {
+				if strings.Contains(err.Error(), noise) {
+					t.Errorf("%q is not in plain words", err)
+				}
+			}
+			noSecret(t, b, err.Error())
+		})
 	}
 }
 

@@ -115,11 +115,16 @@ func (s *Sink) tlsConfig() (*tls.Config, error) {
 
 // openError classifies why a stream did not open.
 func (s *Sink) openError(ctx context.Context, err error, hide []string) error {
-	err = explain("open stream to "+s.table, err, hide)
+	f := s.tokens.takeFailure()
+	if words := s.unreachable(err.Error(), f != nil); words != "" {
+		err = explainedError{"open stream to " + s.table + ": " + redact(words, hide), err}
+	} else {
+		err = explain("open stream to "+s.table, err, hide)
+	}
 	if ctx.Err() != nil {
 		return err
 	}
-	if f := s.tokens.takeFailure(); f != nil {
+	if f != nil {
 		switch {
 		case f.throttled():
 			s.count.throttled.Add(1)
@@ -141,6 +146,42 @@ func (s *Sink) openError(ctx context.Context, err error, hide []string) error {
 	default:
 		return err
 	}
+}
+
+// unreachable says in plain words why nobody was reached, what to do, and which
+// address was tried: that of the workspace when a token was asked for, else the
+// endpoint's. It returns "" when somebody answered. The SDK and gRPC wrap what the
+// network said in text only.
+func (s *Sink) unreachable(text string, token bool) string {
+	key, addr := "zerobus.zerobus_endpoint", s.o.Config.ZerobusEndpoint
+	if token {
+		key, addr = "zerobus.workspace_host", s.o.Config.WorkspaceHost
+	}
+	for _, known := range []struct{ mark, words string }{
+		{"no such host", "the name does not resolve: check %s and the name server of this machine"},
+		{"connection refused", "nothing listens there: check %s, and HTTPS_PROXY where there is a proxy"},
+		{"i/o timeout", "nothing answers: check %s, that a firewall lets this machine out to it, and HTTPS_PROXY where there is a proxy"},
+		{"no route to host", "the network does not lead there: check %s and the routes of this machine"},
+		{"network is unreachable", "the network does not lead there: check %s and the routes of this machine"},
+		{"unknown authority", "its certificate is of an authority that is not trusted: name that authority in zerobus.ca_cert_path (a proxy that looks into TLS has one of its own)"},
+		{"has expired or is not yet valid", "its certificate is not valid at this time: check the clock of this machine, then the certificate"},
+		{"certificate is valid for", "its certificate is of another name: check %s"},
+		{"does not look like a TLS handshake", "it does not speak TLS: check %s"},
+		{"gave HTTP response to HTTPS client", "it does not speak TLS: check %s"},
+	} {
+		at := strings.Index(text, known.mark)
+		if at < 0 {
+			continue
+		}
+		words := strings.Replace(known.words, "%s", key, 1)
+		for _, cause := range []string{"proxyconnect ", "dial tcp ", "x509: ", "tls: "} { // what the network said, without its wrapping
+			if i := strings.LastIndex(text[:at+len(known.mark)], cause); i >= 0 {
+				return fmt.Sprintf("%s: %s (%s)", addr, words, text[i:at+len(known.mark)])
+			}
+		}
+		return addr + ": " + words
+	}
+	return ""
 }
 
 // send hands one request to the SDK and returns its offset. It blocks while the

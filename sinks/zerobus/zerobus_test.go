@@ -26,7 +26,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // deadline bounds everything that a test waits for; it is generous, since many
 // tests share the machine.
-const deadline = 30 * time.Second
+const deadline = 2 * time.Minute
 
 // bench is an emulator and what a sink needs to reach it.
 type bench struct {

@@ -71,7 +71,11 @@ type model struct {
 }
 
 func modelHarness(fault string) Harness {
-	return Harness{Patience: 3 * time.Second, Spoils: true, New: func(*testing.T) Rig {
+	patience := 2 * time.Minute
+	if fault != "" { // what a sound source does in no time
+		patience = 3 * time.Second
+	}
+	return Harness{Patience: patience, Spoils: true, New: func(*testing.T) Rig {
 		m := &model{fault: fault, status: sources.NewStatus("model", "mqtt"), wakeUp: make(chan struct{}, 1)}
 		return Rig{Source: m, Status: m.status, Publish: m.publish, Tags: map[string]string{"line": "1"},
 			Spoil:  func() { m.publish(spoilt, spoilt) },
