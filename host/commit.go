@@ -37,6 +37,7 @@ type effect struct {
 
 	source string
 	resume []byte
+	points []spool.Set // what is to be known of points after a restart
 	kv     []spool.Set // what the modules wrote
 
 	replayed map[string]uint64 // records delivered again, by destination
@@ -294,6 +295,7 @@ func (c *committer) writeBook(owner spool.Owner, group []*effect, used map[*spoo
 	sets := []spool.Set{set}
 	for _, e := range group {
 		sets = append(sets, e.kv...)
+		sets = append(sets, e.points...)
 	}
 	for source, v := range resume {
 		sets = append(sets, spool.Set{Space: spaceResume, Key: source, Value: v})

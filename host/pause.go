@@ -72,6 +72,9 @@ const pausedDetail = "a person paused it: edgehost source resume starts it again
 func (h *Host) runSource(ctx context.Context, sc SourceConfig, pipeline sources.Emit) {
 	log := h.log.With("component", "source", "source", sc.Name)
 	watch := sources.NewWatch(sc.Watch, sc.Status, log)
+	if err := h.recallPoints(sc, watch); err != nil {
+		log.Error("points that fell silent while the host was down will not be reported", "error", err)
+	}
 	emit := watch.Emit(pipeline)
 	var watching sync.WaitGroup
 	watching.Go(func() { watch.Run(ctx, pipeline) })
