@@ -26,22 +26,49 @@ type line struct {
 
 	mu      sync.Mutex
 	batches []Batch
-	outcome error         // what done receives
-	refuse  error         // what Emit returns
-	block   chan struct{} // Emit waits for it; nil: it does not
+	outcome error             // what done receives
+	refuse  error             // what Emit returns
+	block   chan struct{}     // Emit waits for it; nil: it does not
+	notes   map[string][]byte // of the batches that were stored
+	end     func()
 }
 
-func newLine(t *testing.T, cfg WatchConfig) *line {
+func newLine(t *testing.T, cfg WatchConfig) *line { return newLineOf(t, cfg, map[string][]byte{}) }
+
+// newLineOf makes a line whose disk holds notes of before.
+func newLineOf(t *testing.T, cfg WatchConfig, notes map[string][]byte) *line {
 	t.Helper()
-	l := &line{t: t, status: NewStatus("s", "mqtt")}
+	l := &line{t: t, status: NewStatus("s", "mqtt"), notes: notes}
 	l.w = NewWatch(cfg, l.status, slog.New(slog.DiscardHandler))
+	forget, err := l.w.Recall(func(fn func(string, []byte) error) error {
+		for key, value := range notes {
+			if err := fn(key, value); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.store(forget)
 	l.emit = l.w.Emit(l.pipeline)
 	l.status.Set(Connected, "")
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() { l.w.Run(ctx, l.pipeline) })
-	t.Cleanup(func() { cancel(); wg.Wait() })
+	l.end = func() { cancel(); wg.Wait() }
+	t.Cleanup(l.end)
 	return l
+}
+
+// store makes notes durable.
+func (l *line) store(notes []PointNote) {
+	for _, n := range notes {
+		if l.notes[n.Key] = n.Value; n.Value == nil {
+			delete(l.notes, n.Key)
+		}
+	}
 }
 
 func (l *line) pipeline(ctx context.Context, b Batch, done func(error)) error {
@@ -60,6 +87,9 @@ func (l *line) pipeline(ctx context.Context, b Batch, done func(error)) error {
 	}
 	l.mu.Lock()
 	l.batches = append(l.batches, b)
+	if outcome == nil {
+		l.store(b.Points)
+	}
 	l.mu.Unlock()
 	done(outcome)
 	return nil
