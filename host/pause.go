@@ -1,6 +1,7 @@
 package host
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"strings"
@@ -15,6 +16,7 @@ import (
 type gate struct {
 	mu      sync.Mutex
 	paused  bool
+	by      string             // who paused it
 	stop    context.CancelFunc // of the run that is under way; nil: none
 	changed chan struct{}      // closed and made anew at every change
 }
@@ -64,8 +66,12 @@ func (g *gate) leave() {
 	})
 }
 
-// pausedDetail is what the status says of a paused source.
-const pausedDetail = "a person paused it: edgehost source resume starts it again, and so does a restart"
+// detail is what the status says of a paused source.
+func (g *gate) detail() string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.by + " paused it: edgehost source resume starts it again, and so does a restart"
+}
 
 // runSource runs a source under its supervisor, again and again as it is paused
 // and resumed, until ctx ends. The watch over its points goes on in between.
@@ -87,7 +93,7 @@ func (h *Host) runSource(ctx context.Context, sc SourceConfig, pipeline sources.
 			g.leave()
 			continue
 		}
-		sc.Status.Report(log, sources.Paused, pausedDetail)
+		sc.Status.Report(log, sources.Paused, g.detail())
 		// An error means that ctx has ended.
 		_ = g.wait(ctx, func() bool { return !g.paused })
 	}
@@ -101,7 +107,9 @@ func (h *Host) PauseSource(ctx context.Context, name string) error {
 		return err
 	}
 	g.change(func() {
-		g.paused = true
+		if !g.paused {
+			g.paused, g.by = true, cmp.Or(control.Caller(ctx), "a person")
+		}
 		if g.stop != nil {
 			g.stop()
 		}

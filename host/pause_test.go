@@ -1,6 +1,10 @@
 package host
 
 import (
+	"context"
+	"log/slog"
+	"os/user"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -44,6 +48,34 @@ func TestStopWhilePaused(t *testing.T) {
 	if s := r.status(); s.Sources[0].State != string(sources.Stopped) {
 		t.Errorf("the source is %s after the stop", s.Sources[0].State)
 	}
+}
+
+// TestPauseSaysWhoPaused: the kernel tells who is at the other end of the socket.
+func TestPauseSaysWhoPaused(t *testing.T) {
+	r := newRig(t).start()
+	socket := filepath.Join(t.TempDir(), "c.sock")
+	l, err := control.Listen(socket)
+	r.must(err)
+	ctx, stop := context.WithCancel(context.Background())
+	served := make(chan error, 1)
+	go func() { served <- control.Serve(ctx, l, r.host, slog.New(slog.DiscardHandler)) }()
+	client := control.NewClient(socket)
+	r.must(client.PauseSource(t.Context(), "s1"))
+	me, err := user.Current()
+	r.must(err)
+	said := func(who string) {
+		t.Helper()
+		r.until("who paused", func(s control.Status) bool { return strings.HasPrefix(s.Sources[0].Detail, who+" paused it: ") })
+	}
+	said(me.Username)
+	r.must(r.host.PauseSource(t.Context(), "s1")) // the first counts
+	said(me.Username)
+	r.must(client.ResumeSource(t.Context(), "s1"))
+	r.must(r.host.PauseSource(t.Context(), "s1"))
+	said("a person")
+	client.Close()
+	stop()
+	r.must(<-served)
 }
 
 func TestPauseOfWhatIsNotThere(t *testing.T) {
