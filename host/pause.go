@@ -3,6 +3,7 @@ package host
 import (
 	"cmp"
 	"context"
+	"log/slog"
 	"slices"
 	"strings"
 	"sync"
@@ -18,6 +19,7 @@ type gate struct {
 	paused  bool
 	by      string             // who paused it
 	stop    context.CancelFunc // of the run that is under way; nil: none
+	stuck   <-chan struct{}    // closed when a run that did not stop has ended; nil: there is none
 	changed chan struct{}      // closed and made anew at every change
 }
 
@@ -59,11 +61,40 @@ func (g *gate) enter(ctx context.Context) (run context.Context, ok bool) {
 	return run, ok
 }
 
-func (g *gate) leave() {
+// leave ends a run; stuck is what Supervise returned.
+func (g *gate) leave(stuck <-chan struct{}) {
 	g.change(func() {
 		g.stop()
-		g.stop = nil
+		g.stop, g.stuck = nil, stuck
 	})
+}
+
+// left returns once a run that did not stop has ended, at once when there is none;
+// false when ctx ends before.
+func (g *gate) left(ctx context.Context) bool {
+	g.mu.Lock()
+	stuck := g.stuck
+	g.mu.Unlock()
+	if stuck == nil {
+		return true
+	}
+	select {
+	case <-stuck:
+	case <-ctx.Done():
+		return false
+	}
+	g.change(func() { g.stuck = nil })
+	return true
+}
+
+// check is the answer to an order for a source that does not stop.
+func (g *gate) check(name string) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.stuck == nil {
+		return nil
+	}
+	return control.Errorf(control.Busy, "source %s was told to stop and does not: it may still read, and it runs again only when it has ended; a restart of edgehost ends it", name)
 }
 
 // detail is what the status says of a paused source.
@@ -85,19 +116,27 @@ func (h *Host) runSource(ctx context.Context, sc SourceConfig, pipeline sources.
 	var watching sync.WaitGroup
 	watching.Go(func() { watch.Run(ctx, pipeline) })
 	defer watching.Wait()
-	g := h.gates[sc.Name]
+	runGated(ctx, sc, h.gates[sc.Name], emit, log)
+}
+
+// runGated runs a source whenever its gate lets it, until ctx ends.
+func runGated(ctx context.Context, sc SourceConfig, g *gate, emit sources.Emit, log *slog.Logger) {
 	for ctx.Err() == nil {
+		if !g.left(ctx) {
+			return // its state says that it does not stop
+		}
 		run, ok := g.enter(ctx)
 		if ok {
-			sources.Supervise(run, sc.Source, emit, sc.Status, sc.Reconnect, log)
-			g.leave()
+			g.leave(sources.Supervise(run, sc.Source, emit, sc.Status, sc.Reconnect, log))
 			continue
 		}
 		sc.Status.Report(log, sources.Paused, g.detail())
 		// An error means that ctx has ended.
 		_ = g.wait(ctx, func() bool { return !g.paused })
 	}
-	sc.Status.Report(log, sources.Stopped, "")
+	if g.check(sc.Name) == nil {
+		sc.Status.Report(log, sources.Stopped, "")
+	}
 }
 
 // PauseSource implements control.Backend.
@@ -114,7 +153,10 @@ func (h *Host) PauseSource(ctx context.Context, name string) error {
 			g.stop()
 		}
 	})
-	return g.wait(ctx, func() bool { return g.stop == nil })
+	if err := g.wait(ctx, func() bool { return g.stop == nil }); err != nil {
+		return err
+	}
+	return g.check(name)
 }
 
 // ResumeSource implements control.Backend.
@@ -124,7 +166,7 @@ func (h *Host) ResumeSource(_ context.Context, name string) error {
 		return err
 	}
 	g.change(func() { g.paused = false })
-	return nil
+	return g.check(name)
 }
 
 func (h *Host) gate(name string) (*gate, error) {

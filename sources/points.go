@@ -214,14 +214,13 @@ func (s *points) move(p *point, home *list.List, back bool) {
 
 // ownKeys are the attributes that belong to a value and not to its point.
 var ownKeys = []string{abi.AttrQuality, abi.AttrReason, abi.AttrStatus, abi.AttrQoS, abi.AttrRetain, abi.AttrTimestampMS, abi.AttrRawValue,
-	abi.AttrScaledValue, abi.AttrRaw, abi.AttrServerTime, abi.AttrStale, abi.AttrBackfilled, abi.AttrOverflow,
-	attrClockSkew, "event_time_from", "heartbeat"}
+	abi.AttrScaledValue, abi.AttrRaw, abi.AttrServerTime, abi.AttrStale, abi.AttrBackfilled, abi.AttrOverflow}
 
 // identity is r without its value and times.
 func identity(r *abi.Record) *abi.Record {
 	out := &abi.Record{Source: r.Source, Address: r.Address, Protocol: r.Protocol}
 	for _, a := range r.Attrs {
-		if !slices.Contains(ownKeys, a.Key) {
+		if !slices.Contains(ownKeys, a.Key) && !slices.Contains(valueKeys, a.Key) {
 			out.Attrs = append(out.Attrs, a)
 		}
 	}

@@ -2,10 +2,12 @@ package sources
 
 import (
 	"bytes"
+	"cmp"
 	"container/list"
 	"encoding/binary"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/edgehost/edgehost/abi"
@@ -112,7 +114,7 @@ func (w *Watch) Recall(scan func(func(key string, value []byte) error) error) (f
 	if err != nil {
 		return nil, fmt.Errorf("read the points of before the restart: %w", err)
 	}
-	slices.SortFunc(found, func(a, b *point) int { return a.seen.Compare(b.seen) })
+	slices.SortFunc(found, func(a, b *point) int { return cmp.Or(a.seen.Compare(b.seen), strings.Compare(a.key, b.key)) })
 	w.mu.Lock()
 	for _, p := range found {
 		home := w.points.live[p.rule]

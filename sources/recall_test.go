@@ -47,7 +47,7 @@ func (l *line) kept(want ...string) {
 
 func TestSilenceOverARestart(t *testing.T) {
 	inBubble(t, tenSeconds, func(t *testing.T, l *line) {
-		l.say(good("told"), good("dies", text(abi.AttrUnit, "C")), good("lives"), good("leaf", text(abi.AttrSensorPath, "x")))
+		l.say(good("told"), good("dies", text(abi.AttrUnit, "C"), flag("dup")), good("lives"), good("leaf", text(abi.AttrSensorPath, "x")))
 		l.seconds(8, "dies", "lives")
 		l.seconds(3, "dies", "lives")
 		l.want("told", "leaf")
@@ -72,6 +72,9 @@ func TestSilenceOverARestart(t *testing.T) {
 		l.mu.Unlock()
 		reason, _ := stale.Attr(abi.AttrReason)
 		unit, _ := stale.Attr(abi.AttrUnit)
+		if _, ok := stale.Attr("dup"); ok {
+			t.Error("what belongs to a message belongs to its point")
+		}
 		if reason.Text() != "stale: no record for 10s, none since the start at 2000-01-01T01:00:11Z" || unit.Text() != "C" {
 			t.Errorf("reason %q, unit %q", reason.Text(), unit.Text())
 		}

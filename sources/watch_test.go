@@ -423,12 +423,15 @@ func TestClocks(t *testing.T) {
 		recs[1].EventTime -= 2_500_000
 		recs[2].EventTime += 3_000_000
 		recs[3].EventTime -= 9_000_000_000
+		never := good("never set") // the first day of OPC UA's calendar
+		never.EventTime = time.Date(1601, 1, 1, 0, 0, 0, 0, time.UTC).UnixMicro()
+		recs = append(recs, never)
 		before := abi.AppendRecord(nil, &recs[1])
 
 		l := newLine(t, WatchConfig{MaxSkew: time.Second})
 		l.say(recs...)
 		got := l.batches[0].Records
-		want := map[string]int64{"late": -2500, "early": 3000}
+		want := map[string]int64{"late": -2500, "early": 3000, "never set": (never.EventTime - now) / 1000}
 		for i, r := range got {
 			skew, marked := r.Attr(attrClockSkew)
 			if ms, ok := want[r.Address]; ok != marked || skew.AsInt() != ms || r.EventTime != recs[i].EventTime {
@@ -438,8 +441,8 @@ func TestClocks(t *testing.T) {
 		if string(before) != string(abi.AppendRecord(nil, &recs[1])) {
 			t.Error("the source's own record was changed")
 		}
-		if n := l.status.Snapshot().Counters[MetricSkewed]; n != 2 {
-			t.Errorf("%s = %v, want 2", MetricSkewed, n)
+		if n := l.status.Snapshot().Counters[MetricSkewed]; n != 3 {
+			t.Errorf("%s = %v, want 3", MetricSkewed, n)
 		}
 
 		l = newLine(t, WatchConfig{MaxSkew: time.Second, Ingest: true})
