@@ -123,7 +123,7 @@ func (r *rig) stored() (n int) {
 	return n
 }
 
-var manyPoints = flag.Int("points", 20_000, "points of TestManyPoints")
+var manyPoints = flag.Int("points", 5_000, "points of TestManyPoints")
 
 // TestManyPoints: many points cost a note each when they are met and none while
 // they speak, and every one of them is reported after a restart, once.

@@ -189,13 +189,14 @@ func TestSuperviseLeavesBehindWhatDoesNotStop(t *testing.T) {
 			st := NewStatus("s", "mqtt")
 			ctx, cancel := context.WithCancel(t.Context())
 			time.AfterFunc(time.Second, cancel)
-			var began time.Time
+			told := make(chan time.Time, 1)
 			stuck := Supervise(ctx, sourceFunc(func(ctx context.Context, _ Emit) error {
 				<-ctx.Done()
-				began = time.Now()
+				told <- time.Now()
 				time.Sleep(c.takes)
 				panic("late")
 			}), nil, st, noJitter(), slog.New(slog.DiscardHandler))
+			began := <-told
 			if took := time.Since(began); took != c.want || (stuck != nil) != (c.state == Failed) || st.Snapshot().State != c.state {
 				t.Errorf("takes %v: returned after %v, stuck %v, state %s", c.takes, took, stuck != nil, st.Snapshot().State)
 			}
