@@ -58,6 +58,25 @@ func (c *swapCheck) row(r sinks.Record) {
 	}
 }
 
+// verdict compares what was delivered with what was emitted.
+func (c *swapCheck) verdict(t *testing.T, batches, rows int) {
+	t.Helper()
+	if len(c.wrong) > 0 {
+		t.Errorf("%d rows are wrong, the first: %s", len(c.wrong), c.wrong[0])
+	}
+	if c.rows != rows || c.batches != batches {
+		t.Errorf("%d rows in %d batches, want %d in %d", c.rows, c.batches, rows, batches)
+	}
+	for v := range c.seen {
+		if v != 11 && v != 12 && v != 21 && v != 22 {
+			t.Errorf("value %v is of no pair of revisions", v)
+		}
+	}
+	if !c.all.Load() {
+		t.Errorf("only the pairs %v of revisions were seen", c.seen)
+	}
+}
+
 // pulse measures the longest time in which no batch was settled.
 type pulse struct {
 	mu      sync.Mutex
@@ -138,19 +157,9 @@ func TestSwapUnderLoad(t *testing.T) {
 			t.Errorf("source %s emitted %d rows, %d were delivered", r.cfg.Sources[k], n*size, got)
 		}
 	}
-	if len(check.wrong) > 0 {
-		t.Errorf("%d rows are wrong, the first: %s", len(check.wrong), check.wrong[0])
-	}
-	if check.rows != total*size || check.batches != total || !s.Ledger.Balanced {
-		t.Errorf("%d rows in %d batches, want %d in %d; ledger %+v", check.rows, check.batches, total*size, total, s.Ledger)
-	}
-	for v := range check.seen {
-		if v != 11 && v != 12 && v != 21 && v != 22 {
-			t.Errorf("value %v is of no pair of revisions", v)
-		}
-	}
-	if !check.all.Load() {
-		t.Errorf("only the pairs %v of revisions were seen", check.seen)
+	check.verdict(t, total, total*size)
+	if !s.Ledger.Balanced {
+		t.Errorf("ledger %+v", s.Ledger)
 	}
 	t.Logf("%d batches, %d rows, %d swaps, at most %s without a settled batch; batches by revisions %v",
 		total, check.rows, swaps, beat.longest.Round(time.Microsecond), check.seen)
