@@ -210,7 +210,7 @@ func TestOldRevisionDrains(t *testing.T) {
 // replaced meanwhile is tried with the new one before anything is held.
 func TestFailedBatchTriesTheNewRevision(t *testing.T) {
 	r := newRig(t, "m").wide(2, 2)
-	r.cfg.Modules[0].Limits = sandbox.Limits{Deadline: 100 * time.Millisecond, Fuel: 1 << 50}
+	r.cfg.Modules[0].Limits = sandbox.Limits{Deadline: time.Second, Fuel: 1 << 50}
 	r.start()
 	r.push("m", "loop")
 	r.feed.send(t, recs("a", 0, 40)...)
