@@ -37,7 +37,7 @@ type soak struct {
 
 type soakSample struct {
 	goroutines int
-	rss        int // bytes
+	rss, heap  int // bytes
 }
 
 // TestSoak has modules swapped, rolled back and broken, sources paused, the sink and
@@ -176,6 +176,7 @@ func (s *soak) well() {
 var (
 	goroutinesLine = regexp.MustCompile(`(?m)^go_goroutines (\S+)$`)
 	residentLine   = regexp.MustCompile(`(?m)^process_resident_memory_bytes (\S+)$`)
+	heapLine       = regexp.MustCompile(`(?m)^go_memstats_heap_inuse_bytes (\S+)$`)
 )
 
 func (s *soak) sample() (out soakSample) {
@@ -200,7 +201,7 @@ func (s *soak) sample() (out soakSample) {
 		}
 		return int(v)
 	}
-	return soakSample{value(goroutinesLine), value(residentLine)}
+	return soakSample{value(goroutinesLine), value(residentLine), value(heapLine)}
 }
 
 // finish waits until everything is delivered, has the dead letters of the bad
@@ -297,9 +298,14 @@ func (s *soak) flat() {
 	}
 	goroutines := func(x soakSample) int { return x.goroutines }
 	rss := func(x soakSample) int { return x.rss }
+	heap := func(x soakSample) int { return x.heap }
+	for _, x := range s.samples {
+		s.t.Logf("DEBUG %d %d %d", x.goroutines, x.rss>>20, x.heap>>20)
+	}
 	early, late := s.samples[:n], s.samples[len(s.samples)-n:]
 	g0, g1, m0, m1 := median(early, goroutines), median(late, goroutines), median(early, rss)>>20, median(late, rss)>>20
-	s.t.Logf("%d samples: goroutines %d, then %d; memory %d MiB, then %d MiB", len(s.samples), g0, g1, m0, m1)
+	s.t.Logf("%d samples: goroutines %d, then %d; memory %d MiB, then %d MiB; heap in use %d MiB, then %d MiB", len(s.samples), g0, g1, m0, m1,
+		median(early, heap)>>20, median(late, heap)>>20)
 	if g1 > g0+20 || m1 > m0*5/4+32 {
 		s.t.Errorf("grown: goroutines %d to %d, memory %d to %d MiB", g0, g1, m0, m1)
 	}
