@@ -281,7 +281,8 @@ func (s *soak) counters() map[string]map[int]bool {
 	return out
 }
 
-// flat compares the first and the last third of the samples.
+// flat compares the second and the last third of the samples. In the first one the
+// write buffers of the queues fill (4 MiB each, once or twice for each queue).
 func (s *soak) flat() {
 	s.t.Helper()
 	n := len(s.samples) / 3
@@ -299,10 +300,12 @@ func (s *soak) flat() {
 	goroutines := func(x soakSample) int { return x.goroutines }
 	rss := func(x soakSample) int { return x.rss }
 	heap := func(x soakSample) int { return x.heap }
+	var all []string
 	for _, x := range s.samples {
-		s.t.Logf("DEBUG %d %d %d", x.goroutines, x.rss>>20, x.heap>>20)
+		all = append(all, fmt.Sprintf("%d/%d", x.rss>>20, x.heap>>20))
 	}
-	early, late := s.samples[:n], s.samples[len(s.samples)-n:]
+	s.t.Logf("MiB resident/heap: %s", strings.Join(all, " "))
+	early, late := s.samples[n:2*n], s.samples[2*n:]
 	g0, g1, m0, m1 := median(early, goroutines), median(late, goroutines), median(early, rss)>>20, median(late, rss)>>20
 	s.t.Logf("%d samples: goroutines %d, then %d; memory %d MiB, then %d MiB; heap in use %d MiB, then %d MiB", len(s.samples), g0, g1, m0, m1,
 		median(early, heap)>>20, median(late, heap)>>20)
