@@ -208,7 +208,7 @@ func pipelineWorkers(readerThreads int) int {
 // source makes one source; a disabled one is only listed.
 func (g *gateway) source(s *sourceConfig, hostID string) (host.SourceConfig, error) {
 	sc := host.SourceConfig{Name: s.Name, Protocol: s.Protocol, Status: sources.NewStatus(s.Name, s.Protocol), Reconnect: g.cfg.reconnect(s),
-		Watch: g.cfg.watch(s)}
+		Watch: g.cfg.watch(s), Points: s.points()}
 	if !s.Enabled {
 		return sc, nil
 	}

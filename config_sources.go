@@ -1,6 +1,9 @@
 package main
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
 	"fmt"
 	"math"
 	"time"
@@ -36,6 +39,27 @@ func (c *config) watch(s *sourceConfig) sources.WatchConfig {
 		w.Rules = append(w.Rules, sources.StaleRule{Address: o.Address, After: secondsOf(o.AfterSeconds)})
 	}
 	return w
+}
+
+// points tells the points of a source and what their records say of them, by a
+// digest: it stays the same while nothing changes that decides either, such as a
+// password.
+func (c *sourceConfig) points() string {
+	said := []any{c.Protocol, c.Endpoint, c.Endpoints, c.Tags}
+	switch {
+	case c.MQTT != nil:
+		said = append(said, c.MQTT.Endpoints, c.MQTT.Topics, c.MQTT.Payload)
+	case c.Modbus != nil:
+		said = append(said, c.Modbus.SlaveID, c.Modbus.Addressing, c.Modbus.Registers)
+	case c.OPCUA != nil:
+		said = append(said, c.OPCUA.Nodes)
+	}
+	b, err := json.Marshal(said)
+	if err != nil {
+		return "" // a number that JSON has no word for: then nothing is kept
+	}
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:8])
 }
 
 // shortest is the least time after which any point of the source counts as

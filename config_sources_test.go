@@ -150,6 +150,49 @@ func TestWatchOfSources(t *testing.T) {
 	}
 }
 
+// TestPointsOfSources: points are known over a restart while the keys that name
+// them, or that their records repeat, stay the same.
+func TestPointsOfSources(t *testing.T) {
+	digest := func(src string) string {
+		t.Helper()
+		c := load(t, src)
+		return c.Sources[0].points()
+	}
+	seen := map[string]string{}
+	for protocol, others := range map[string]struct{ same, change []string }{
+		"mqtt":   {[]string{"username: u, password: p", "keep_alive_seconds: 7", "ack: received"}, []string{"payload: {format: number}"}},
+		"modbus": {[]string{"timeout_ms: 77", "retries: 2"}, []string{"slave_id: 3"}},
+		"opcua":  {[]string{"username: u, password: p, security_policy: Basic256Sha256", "publishing_interval_ms: 200"}, nil},
+	} {
+		base := digest(lineOf(protocol, "", ""))
+		if other, taken := seen[base]; taken || base == "" {
+			t.Errorf("%s has the digest %q, that of %q", protocol, base, other)
+		}
+		seen[base] = protocol
+		for _, shared := range []string{"stale_after_seconds: 60,", "max_clock_skew_seconds: 5,", "reconnect: {initial_delay_seconds: 3},", "enabled: false,"} {
+			if digest(lineOf(protocol, shared, "")) != base {
+				t.Errorf("%s: %s makes other points", protocol, shared)
+			}
+		}
+		for _, block := range others.same {
+			if digest(lineOf(protocol, "", block)) != base {
+				t.Errorf("%s: %s makes other points", protocol, block)
+			}
+		}
+		for _, block := range others.change {
+			if digest(lineOf(protocol, "", block)) == base {
+				t.Errorf("%s: %s makes the same points", protocol, block)
+			}
+		}
+		for from, to := range map[string]string{"//h": "//other", "topic: t": "topic: u", "address: 40001": "address: 40002", "i=1": "i=2", "sources: [{": "sources: [{tags: {a: b}, "} {
+			src := lineOf(protocol, "", "")
+			if changed := strings.Replace(src, from, to, 1); changed != src && digest(changed) == base {
+				t.Errorf("%s: %s and %s have the same points", protocol, from, to)
+			}
+		}
+	}
+}
+
 func TestWatchOfSourcesRefuses(t *testing.T) {
 	for name, c := range map[string]struct{ src, want string }{
 		"stale":           {lineOf("mqtt", "stale_after_seconds: -1,", ""), "sources[0].stale_after_seconds: -1 is not between 0"},

@@ -73,8 +73,8 @@ func opcuaPeerWith(t *testing.T, more string) (endpoint string, freeze func() in
 	}
 }
 
-// workers lists the processes of sources that this test's process started.
-func workers(t *testing.T) (pids []int) {
+// workers lists the processes of sources that the process parent started.
+func workers(t *testing.T, parent int) (pids []int) {
 	t.Helper()
 	all, err := filepath.Glob("/proc/[0-9]*/stat")
 	if err != nil {
@@ -87,7 +87,7 @@ func workers(t *testing.T) (pids []int) {
 		}
 		fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:])) // state, parent, …
 		args, err := os.ReadFile(filepath.Join(filepath.Dir(file), "cmdline"))
-		if err != nil || len(fields) < 2 || fields[1] != strconv.Itoa(os.Getpid()) || !strings.Contains(string(args), "source-worker") {
+		if err != nil || len(fields) < 2 || fields[1] != strconv.Itoa(parent) || !strings.Contains(string(args), "source-worker") {
 			continue
 		}
 		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(file)))
@@ -130,7 +130,7 @@ func TestSmokeWorkerKilled(t *testing.T) {
 	for range kills {
 		before := len(countersOf(t, dir)["Counter0"])
 		awaitFor(t, "more values", func() bool { return len(countersOf(t, dir)["Counter0"]) > before+10 })
-		for _, pid := range workers(t) {
+		for _, pid := range workers(t, os.Getpid()) {
 			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 				t.Fatal(err)
 			}

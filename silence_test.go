@@ -26,7 +26,9 @@ type silentSite struct {
 	plant   *plant
 	press   *press
 	oven    *oven
+	config  string
 	gateway *gateway
+	stop    func()   // ends the gateway in order
 	talk    sync.Map // topic to bool: whether its sensor speaks
 }
 
@@ -91,26 +93,40 @@ func newSilentSite(t *testing.T) *silentSite {
 			must(s.oven.close())
 		}
 	})
-	src := replaceWords(silentSources, map[string]string{"DIR": filepath.ToSlash(s.dir), "TOKEN": e.TokenAddr(), "INGEST": e.Addr(),
+	s.config = replaceWords(silentSources, map[string]string{"DIR": filepath.ToSlash(s.dir), "TOKEN": e.TokenAddr(), "INGEST": e.Addr(),
 		"BROKER": s.plant.addr, "PRESS": s.press.addr, "OVEN": s.oven.addr})
-	cfg := parseConfig("test", []byte(src), func(string) (string, bool) { return "t", true })
-	if len(cfg.doc.found) > 0 {
-		t.Fatal(cfg.doc.found)
-	}
-	s.gateway, err = openGateway(t.Context(), cfg, quiet)
-	must(err)
-	ctx, stop := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- s.gateway.Run(ctx) }()
-	t.Cleanup(func() { stop(); must(<-done) })
-	s.speak(ctx)
+	s.start()
+	s.speak()
 	return s
 }
 
+// start runs a gateway on what the one before left.
+func (s *silentSite) start() {
+	s.t.Helper()
+	cfg := parseConfig("test", []byte(s.config), func(string) (string, bool) { return "t", true })
+	if len(cfg.doc.found) > 0 {
+		s.t.Fatal(cfg.doc.found)
+	}
+	g, err := openGateway(s.t.Context(), cfg, quiet)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- g.Run(ctx) }()
+	s.gateway, s.stop = g, sync.OnceFunc(func() {
+		cancel()
+		if err := <-done; err != nil {
+			s.t.Error(err)
+		}
+	})
+	s.t.Cleanup(s.stop)
+}
+
 // speak publishes every topic that is to speak, ten times a second.
-func (s *silentSite) speak(ctx context.Context) {
+func (s *silentSite) speak() {
 	var wg sync.WaitGroup
-	ctx, stop := context.WithCancel(ctx)
+	ctx, stop := context.WithCancel(context.Background())
 	wg.Go(func() {
 		tick := time.NewTicker(100 * time.Millisecond)
 		defer tick.Stop()
@@ -282,6 +298,26 @@ func TestSilenceReachesTheTables(t *testing.T) {
 		return after(zerobus.MQTTTable, mqtt[0].EventTime, func(r tableRow) bool { return r.Topic == "plant/stops" }) &&
 			after(zerobus.ModbusTable, modbus[0].EventTime, func(r tableRow) bool { return r.Register == modbus[0].Register })
 	})
+	s.checkRestart()
+}
+
+// checkRestart: the other topic stops while the gateway is down; the oven's nodes
+// were reported before. A point that is bad, plant/odd, is not kept.
+func (s *silentSite) checkRestart() {
+	s.t.Helper()
+	s.stop()
+	s.talk.Store("plant/steady", false)
+	s.start()
+	s.until("what was known before", func() bool { return s.source("oven").PointsStale == 3 && s.source("plant").Points == 2 })
+	s.until("the topic that stopped meanwhile", func() bool { return s.source("plant").PointsStale == 1 })
+	fell := func(table string) []tableRow { return s.rows(table, tableRow.stale) }
+	s.until("its row", func() bool { return len(fell(zerobus.MQTTTable)) > 1 })
+	if rows := fell(zerobus.MQTTTable); len(rows) != 2 || rows[1].Topic != "plant/steady" || rows[1].Unit != "C" || rows[1].Quality != "Bad" {
+		s.t.Errorf("mqtt: %+v", rows)
+	}
+	if rows := fell(zerobus.OPCUATable); len(rows) != 3 {
+		s.t.Errorf("opcua: %d stale rows, want each node once: %+v", len(rows), rows)
+	}
 }
 
 // checkRefused: the register that the press does not have is one bad row.

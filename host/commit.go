@@ -37,6 +37,7 @@ type effect struct {
 
 	source string
 	resume []byte
+	points []spool.Set // what is to be known of points after a restart
 	kv     []spool.Set // what the modules wrote
 
 	replayed map[string]uint64 // records delivered again, by destination
@@ -255,48 +256,64 @@ func framesOf(owner spool.Owner, group []*effect) map[string][]spool.Frame {
 	return out
 }
 
+// enter adds what the effects of a group change to the book, and returns how many
+// records left the held queue by them.
+func (b *book) enter(group []*effect) (fromHeld uint64) {
+	for _, e := range group {
+		b.Counts.add(e.counts)
+		for i := range e.outputs {
+			b.Appended[e.outputs[i].destination]++
+		}
+		b.Rejects = addCounts(b.Rejects, e.rejects)
+		b.Replayed = addCounts(b.Replayed, e.replayed)
+		if e.heldHead != 0 {
+			b.HeldHead = e.heldHead
+			fromHeld += e.heldRecords
+		}
+	}
+	return fromHeld
+}
+
+// addCounts adds more to counts, and makes the map when it is needed.
+func addCounts(counts, more map[string]uint64) map[string]uint64 {
+	for name, n := range more {
+		if counts == nil {
+			counts = map[string]uint64{}
+		}
+		counts[name] += n
+	}
+	return counts
+}
+
+// setsOf is the commit record of a group: the book, and what the effects change
+// beside it, in their order.
+func setsOf(b *book, group []*effect) ([]spool.Set, error) {
+	set, err := b.encode()
+	if err != nil {
+		return nil, err
+	}
+	sets, resume := []spool.Set{set}, map[string][]byte{}
+	for _, e := range group {
+		sets = append(append(sets, e.kv...), e.points...)
+		if e.resume != nil {
+			resume[e.source] = e.resume
+		}
+	}
+	for source, v := range resume {
+		sets = append(sets, spool.Set{Space: spaceResume, Key: source, Value: v})
+	}
+	return sets, nil
+}
+
 // writeBook writes the commit record, and then makes frames, cursor and counters
 // visible together.
 func (c *committer) writeBook(owner spool.Owner, group []*effect, used map[*spool.Queue]bool) error {
 	next := c.book.clone()
 	next.Seq = owner.Seq
-	resume := map[string][]byte{}
-	var heldRecords uint64
-	for _, e := range group {
-		next.Counts.add(e.counts)
-		for i := range e.outputs {
-			next.Appended[e.outputs[i].destination]++
-		}
-		for reason, n := range e.rejects {
-			if next.Rejects == nil {
-				next.Rejects = map[string]uint64{}
-			}
-			next.Rejects[reason] += n
-		}
-		if e.heldHead != 0 {
-			next.HeldHead = e.heldHead
-			heldRecords += e.heldRecords
-		}
-		for name, n := range e.replayed {
-			if next.Replayed == nil {
-				next.Replayed = map[string]uint64{}
-			}
-			next.Replayed[name] += n
-		}
-		if e.resume != nil {
-			resume[e.source] = e.resume
-		}
-	}
-	set, err := next.encode()
+	heldRecords := next.enter(group)
+	sets, err := setsOf(next, group)
 	if err != nil {
 		return err
-	}
-	sets := []spool.Set{set}
-	for _, e := range group {
-		sets = append(sets, e.kv...)
-	}
-	for source, v := range resume {
-		sets = append(sets, spool.Set{Space: spaceResume, Key: source, Value: v})
 	}
 	if err := c.h.state.Commit(sets); err != nil {
 		return fmt.Errorf("write commit record: %w", err)

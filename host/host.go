@@ -10,7 +10,7 @@
 //	                                                         └─ commit record in the state store
 //
 // A commit is: frames of every destination synced, then one record in the state
-// store (sequence number, ledger, resume points), then done(nil). Whatever lies
+// store (sequence number, ledger, resume points, points), then done(nil). Whatever lies
 // in a queue without its commit record does not exist: it is voided at start.
 package host
 
@@ -65,6 +65,10 @@ type SourceConfig struct {
 	Status         *sources.Status
 	Reconnect      sources.ReconnectConfig
 	Watch          sources.WatchConfig
+	// Points says in a few bytes which points the configuration of the source names
+	// and what their records say of them. What is known of points is kept over a
+	// restart while it stays the same; "": it is not kept.
+	Points string
 }
 
 // PipelineConfig is one pipeline.
@@ -199,6 +203,9 @@ func New(ctx context.Context, cfg Config) (*Host, error) {
 		return nil, err
 	}
 	h.requeue = newCommitter(h, h.log, nil, nil, requeue)
+	if err := h.forgetStrayPoints(); err != nil {
+		return nil, err
+	}
 	return h, h.findStrays(books)
 }
 

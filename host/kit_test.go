@@ -248,6 +248,9 @@ type rig struct {
 	// letterBytes bounds the dead-letter queue; 0 is its default.
 	letterBytes int64
 	cap         uint64 // of the spool; 0 is none
+	// watch and points are those of every source.
+	watch  sources.WatchConfig
+	points string
 }
 
 const (
@@ -262,7 +265,7 @@ func newRig(t testing.TB, names ...string) *rig {
 	r.cfg = PipelineConfig{Name: "line1", Sources: []string{"s1"}, Targets: map[string]string{"s1": mainTable},
 		Target: mainTable, Outputs: map[string]string{"second": otherTable}}
 	for _, n := range names {
-		r.cfg.Modules = append(r.cfg.Modules, ModuleConfig{Name: n, Limits: sandbox.Limits{Deadline: 300 * time.Millisecond}})
+		r.cfg.Modules = append(r.cfg.Modules, ModuleConfig{Name: n, Limits: sandbox.Limits{Deadline: 5 * time.Second}})
 	}
 	return r
 }
@@ -307,7 +310,8 @@ func (r *rig) start() *rig {
 	for _, name := range r.cfg.Sources {
 		f := newFeed()
 		r.feeds = append(r.feeds, f)
-		srcs = append(srcs, SourceConfig{Name: name, Protocol: "mqtt", Source: f, Status: sources.NewStatus(name, "mqtt")})
+		srcs = append(srcs, SourceConfig{Name: name, Protocol: "mqtt", Source: f, Status: sources.NewStatus(name, "mqtt"),
+			Watch: r.watch, Points: r.points})
 	}
 	r.feed = r.feeds[0]
 	dest := func(name string, tb *table) DestinationConfig {

@@ -105,7 +105,8 @@ func (p *pipeline) pick(now time.Time) *job {
 func (p *pipeline) input(it item) *job {
 	p.seq++
 	b := &abi.Batch{Seq: p.seq, Time: it.batch.Time, Records: it.batch.Records}
-	e := &effect{seq: p.seq, source: it.lane.source, resume: it.batch.Resume, done: it.done}
+	e := &effect{seq: p.seq, source: it.lane.source, resume: it.batch.Resume,
+		points: pointSets(it.lane.source, it.batch.Points), done: it.done}
 	e.counts.Read = uint64(len(b.Records))
 	return &job{lane: it.lane, source: it.lane.source, batch: b, effect: e}
 }

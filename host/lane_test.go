@@ -54,7 +54,7 @@ func TestSeveralSources(t *testing.T) {
 	r.push("burn", "burn")
 
 	var poison [n]int
-	half, broken := make(chan struct{}, n), make(chan struct{})
+	half, pushed := make(chan struct{}, n), make(chan struct{})
 	var wg sync.WaitGroup
 	for k, f := range r.feeds {
 		source, rng := r.cfg.Sources[k], rand.New(rand.NewPCG(uint64(k), 7))
@@ -65,12 +65,12 @@ func TestSeveralSources(t *testing.T) {
 					recs[rng.IntN(size)].Address = []string{"trap", "burst"}[rng.IntN(2)]
 					poison[k]++
 				}
-				if b == batches-1 {
-					<-broken // there is something to hold, however fast the others went
-				}
 				f.send(t, recs...)
-				if b == batches/2 {
+				switch b {
+				case batches / 2:
 					half <- struct{}{}
+				case batches - 10:
+					<-pushed // something is left for the broken module
 				}
 			}
 		})
@@ -79,7 +79,7 @@ func TestSeveralSources(t *testing.T) {
 		<-half
 	}
 	r.push("burn", "broken")
-	close(broken)
+	close(pushed)
 	s := r.until("held", func(s control.Status) bool { return s.Ledger.Held > 0 })
 	if !s.Ledger.Balanced {
 		t.Fatalf("ledger while held: %+v", s.Ledger)
@@ -115,24 +115,28 @@ func TestSeveralSources(t *testing.T) {
 // modules, and everything is committed in the end.
 func TestSlowSource(t *testing.T) {
 	r := newRig(t, "m").wide(3, 2)
-	r.cfg.Modules[0].Limits = sandbox.Limits{Deadline: time.Second, Fuel: 1 << 50}
+	r.cfg.Modules[0].Limits = sandbox.Limits{Deadline: 1500 * time.Millisecond, Fuel: 1 << 50}
 	r.start()
 	r.push("m", "poison")
 	r.feeds[0].send(t, recOf("s1", "x/loop", 0)) // until the deadline
-	for b := range 50 {
+	for b := range 10 {
 		r.feeds[1].send(t, recsOf("s2", "a", b*10, 10)...)
 	}
-	r.until("the others are through", func(s control.Status) bool { return s.Pipelines[0].Modules[0].Calls >= 50 })
+	r.until("the others are through", func(s control.Status) bool { return s.Pipelines[0].Modules[0].Calls >= 10 })
 	select {
 	case <-r.feeds[0].done:
 		t.Error("the slow batch was settled before the others were through")
 	default:
 	}
 	r.must(r.feeds[0].settled(t))
-	for range 50 {
+	for range 10 {
 		r.must(r.feeds[1].settled(t))
 	}
-	r.balanced(control.Ledger{Read: 501, Delivered: 500, DeadLettered: 1})
+	// On a machine that is busy the slow one may use up the time of a bisection: then it is held.
+	r.until("all delivered but the slow one", func(s control.Status) bool {
+		l := s.Ledger
+		return l.Balanced && l.Read == 101 && l.Delivered == 100 && l.DeadLettered+l.Held == 1
+	})
 }
 
 // TestHoldFillsAndDrainsInOrder: while a pipeline of many sources is held nothing

@@ -15,6 +15,7 @@ import (
 const (
 	spaceCommit = "commit" // key: pipeline; value: record
 	spaceResume = "resume" // key: source; value: the source's resume point
+	spacePoints = "points" // key: source; value: SourceConfig.Points of when its points were noted
 )
 
 // requeueName is the ledger entry of records that left the dead-letter queue for

@@ -144,7 +144,7 @@ func (h *Host) ReplayDeadLetters(ctx context.Context, f control.DeadLetterFilter
 }
 
 // PurgeDeadLetters implements control.Backend.
-func (h *Host) PurgeDeadLetters(_ context.Context, f control.DeadLetterFilter) (int, error) {
+func (h *Host) PurgeDeadLetters(ctx context.Context, f control.DeadLetterFilter) (int, error) {
 	letters, err := h.letters(f)
 	if err != nil {
 		return 0, err
@@ -156,7 +156,7 @@ func (h *Host) PurgeDeadLetters(_ context.Context, f control.DeadLetterFilter) (
 	if err := h.dlq.Delete(ids...); err != nil {
 		return 0, fmt.Errorf("purge dead letters: %w", err)
 	}
-	h.log.Warn("dead letters purged", "letters", len(ids))
+	h.log.Warn("dead letters purged", "letters", len(ids), "by", control.Caller(ctx))
 	return len(ids), nil
 }
 

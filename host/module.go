@@ -144,7 +144,7 @@ func (h *Host) RollbackModule(ctx context.Context, name string) (control.Module,
 	if err := ready.offer(ctx); err != nil {
 		h.log.Warn("an instance did not close", "module", name, "error", err)
 	}
-	h.log.Info("module rolled back", "module", name, "revision", short(previous))
+	h.log.Info("module rolled back", "module", name, "revision", short(previous), "by", control.Caller(ctx))
 	return h.module(name)
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -18,7 +19,7 @@ import (
 //
 //	go test ./host -run SwapUnderLoad -v -swap.for=1m -swap.every=200ms
 var (
-	swapFor   = flag.Duration("swap.for", 0, "how long TestSwapUnderLoad emits; 0: a fixed number of batches")
+	swapFor   = flag.Duration("swap.for", 0, "how long TestSwapUnderLoad emits; 0: until each pair of revisions was seen")
 	swapEvery = flag.Duration("swap.every", 200*time.Millisecond, "how often TestSwapUnderLoad swaps meanwhile")
 )
 
@@ -30,6 +31,7 @@ type swapCheck struct {
 	batch   map[string]swapBatch
 	batches int
 	seen    map[float64]int // batches by the pair of revisions
+	all     atomic.Bool     // all four pairs were seen
 	wrong   []string
 }
 
@@ -49,9 +51,29 @@ func (c *swapCheck) row(r sinks.Record) {
 	case b.number != r.ID.Batch:
 		c.batches++
 		c.seen[v]++
+		c.all.Store(len(c.seen) >= 4)
 		c.batch[r.Source] = swapBatch{r.ID.Batch, v}
 	case b.value != v:
 		c.wrong = append(c.wrong, fmt.Sprintf("source %s: batch %d saw revisions %v and %v", r.Source, b.number, b.value, v))
+	}
+}
+
+// verdict compares what was delivered with what was emitted.
+func (c *swapCheck) verdict(t *testing.T, batches, rows int) {
+	t.Helper()
+	if len(c.wrong) > 0 {
+		t.Errorf("%d rows are wrong, the first: %s", len(c.wrong), c.wrong[0])
+	}
+	if c.rows != rows || c.batches != batches {
+		t.Errorf("%d rows in %d batches, want %d in %d", c.rows, c.batches, rows, batches)
+	}
+	for v := range c.seen {
+		if v != 11 && v != 12 && v != 21 && v != 22 {
+			t.Errorf("value %v is of no pair of revisions", v)
+		}
+	}
+	if !c.all.Load() {
+		t.Errorf("only the pairs %v of revisions were seen", c.seen)
 	}
 }
 
@@ -83,7 +105,7 @@ func TestSwapUnderLoad(t *testing.T) {
 	r.start()
 	r.push("m", "stamp1")
 	r.push("n", "add10")
-	end := time.Now().Add(*swapFor)
+	begin := time.Now()
 	var beat pulse
 	var sending, settling sync.WaitGroup
 	var sent [sourcesN]int
@@ -91,7 +113,7 @@ func TestSwapUnderLoad(t *testing.T) {
 		emitted := make(chan struct{}, 1<<16)
 		sending.Go(func() {
 			defer close(emitted)
-			for sent[k] < batches || time.Now().Before(end) {
+			for sent[k] < batches || time.Since(begin) < *swapFor || (!check.all.Load() && time.Since(begin) < 30*time.Second) {
 				f.in <- sources.Batch{Time: 1, Records: recsOf(r.cfg.Sources[k], "a", sent[k]*size, size)}
 				emitted <- struct{}{}
 				sent[k]++
@@ -121,7 +143,7 @@ func TestSwapUnderLoad(t *testing.T) {
 		}
 		select {
 		case <-done:
-			more = swaps < 12
+			more = false
 		case <-pause:
 		}
 	}
@@ -135,19 +157,9 @@ func TestSwapUnderLoad(t *testing.T) {
 			t.Errorf("source %s emitted %d rows, %d were delivered", r.cfg.Sources[k], n*size, got)
 		}
 	}
-	if len(check.wrong) > 0 {
-		t.Errorf("%d rows are wrong, the first: %s", len(check.wrong), check.wrong[0])
-	}
-	if check.rows != total*size || check.batches != total || !s.Ledger.Balanced {
-		t.Errorf("%d rows in %d batches, want %d in %d; ledger %+v", check.rows, check.batches, total*size, total, s.Ledger)
-	}
-	for v := range check.seen {
-		if v != 11 && v != 12 && v != 21 && v != 22 {
-			t.Errorf("value %v is of no pair of revisions", v)
-		}
-	}
-	if len(check.seen) < 2 {
-		t.Errorf("only %v revisions were seen", check.seen)
+	check.verdict(t, total, total*size)
+	if !s.Ledger.Balanced {
+		t.Errorf("ledger %+v", s.Ledger)
 	}
 	t.Logf("%d batches, %d rows, %d swaps, at most %s without a settled batch; batches by revisions %v",
 		total, check.rows, swaps, beat.longest.Round(time.Microsecond), check.seen)
@@ -198,7 +210,7 @@ func TestOldRevisionDrains(t *testing.T) {
 // replaced meanwhile is tried with the new one before anything is held.
 func TestFailedBatchTriesTheNewRevision(t *testing.T) {
 	r := newRig(t, "m").wide(2, 2)
-	r.cfg.Modules[0].Limits = sandbox.Limits{Deadline: 100 * time.Millisecond, Fuel: 1 << 50}
+	r.cfg.Modules[0].Limits = sandbox.Limits{Deadline: time.Second, Fuel: 1 << 50}
 	r.start()
 	r.push("m", "loop")
 	r.feed.send(t, recs("a", 0, 40)...)

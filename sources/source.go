@@ -29,6 +29,9 @@ type Batch struct {
 	// Resume, when not nil, replaces the source's resume point in the same
 	// commit that makes the records durable. At most 64 KiB.
 	Resume []byte
+	// Points are notes of the source's Watch, stored in that commit too. Sources
+	// leave them nil.
+	Points []PointNote
 }
 
 // Emit hands a batch to the pipeline of the source.

@@ -234,7 +234,7 @@ type Snapshot struct {
 	Bytes    uint64             `json:"bytes"`
 	Failed   map[string]uint64  `json:"failed,omitempty"`
 	Counters map[string]float64 `json:"counters,omitempty"`
-	// Points are those that a Watch has heard, Stale those of them that are silent,
+	// Points are those that a Watch knows, Stale those of them that are silent,
 	// Unwatched the records of points for which it had no room.
 	Points    int    `json:"points,omitempty"`
 	Stale     int    `json:"stale,omitempty"`

@@ -145,9 +145,15 @@ func ErrorState(err error) State {
 	return Reconnecting
 }
 
+// stopGrace is how long Run may take to return after its context has ended.
+const stopGrace = 10 * time.Second
+
 // Supervise runs src until ctx ends: Connecting, then one Run after another
 // with the back-off of cfg between them, without limit. It returns when ctx has
-// ended and Run has returned, and leaves the state Stopped.
+// ended and Run has returned, and leaves the state Stopped. A Run that does not
+// return within ten seconds is left behind: the state is Failed and names it, and
+// stuck is a channel that is closed when it has returned at last. Until then src
+// must not be run again. stuck is nil otherwise.
 //
 // A wait is cut short when src is Peered and a peer that did not accept TCP
 // connections accepts them again, which is looked for about once a second; the
@@ -162,19 +168,23 @@ func ErrorState(err error) State {
 // to the error that it returns. A panic of Run's own goroutine is an error like
 // any other; a panic in a goroutine that the source or a library started ends
 // the process, so sources recover there themselves or live in a child process.
-func Supervise(ctx context.Context, src Source, emit Emit, st *Status, cfg ReconnectConfig, log *slog.Logger) {
-	superviseWith(ctx, src, emit, st, cfg, log, newLookout(src))
+func Supervise(ctx context.Context, src Source, emit Emit, st *Status, cfg ReconnectConfig, log *slog.Logger) (stuck <-chan struct{}) {
+	return superviseWith(ctx, src, emit, st, cfg, log, newLookout(src))
 }
 
-func superviseWith(ctx context.Context, src Source, emit Emit, st *Status, cfg ReconnectConfig, log *slog.Logger, look *lookout) {
+func superviseWith(ctx context.Context, src Source, emit Emit, st *Status, cfg ReconnectConfig, log *slog.Logger, look *lookout) (stuck <-chan struct{}) {
 	back := cfg.Backoff()
 	st.Report(log, Connecting, "")
 	for {
 		st.takeStable()
-		err := runOnce(ctx, src, emit, log)
+		stuck, err := runOnce(ctx, src, emit, log)
+		if stuck != nil {
+			st.Report(log, Failed, stuckDetail)
+			return stuck
+		}
 		if ctx.Err() != nil {
 			st.Report(log, Stopped, "")
-			return
+			return nil
 		}
 		if err == nil {
 			err = errors.New("source ended without a reason")
@@ -198,13 +208,40 @@ func superviseWith(ctx context.Context, src Source, emit Emit, st *Status, cfg R
 		}
 		if ctx.Err() != nil {
 			st.Report(log, Stopped, "")
-			return
+			return nil
 		}
 		st.Add(MetricReconnects, 1)
 	}
 }
 
-func runOnce(ctx context.Context, src Source, emit Emit, log *slog.Logger) (err error) {
+// stuckDetail is what the status says of a source that was left behind.
+var stuckDetail = fmt.Sprintf("the source was told to stop %v ago and does not: its connection is still open, and it is not read again before it has ended; "+
+	"a restart of edgehost ends it, please report this", stopGrace)
+
+// runOnce calls Run and waits for its end; stuck is as in Supervise.
+func runOnce(ctx context.Context, src Source, emit Emit, log *slog.Logger) (stuck <-chan struct{}, err error) {
+	result, ended := make(chan error, 1), make(chan struct{})
+	go func() {
+		defer close(ended)
+		result <- guarded(ctx, src, emit, log)
+	}()
+	select {
+	case err := <-result:
+		return nil, err
+	case <-ctx.Done():
+	}
+	grace := time.NewTimer(stopGrace)
+	defer grace.Stop()
+	select {
+	case err := <-result:
+		return nil, err
+	case <-grace.C:
+		return ended, nil
+	}
+}
+
+// guarded is Run, with a panic as an error.
+func guarded(ctx context.Context, src Source, emit Emit, log *slog.Logger) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			log.Error("source panicked", "panic", p, "stack", string(debug.Stack()))

@@ -178,6 +178,39 @@ func TestSuperviseEndsWhileItWaits(t *testing.T) {
 	})
 }
 
+// TestSuperviseLeavesBehindWhatDoesNotStop: a stop is bounded; a source that takes
+// its time, and panics then, is waited for.
+func TestSuperviseLeavesBehindWhatDoesNotStop(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, c := range []struct {
+			takes, want time.Duration
+			state       State
+		}{{9 * time.Second, 9 * time.Second, Stopped}, {time.Minute, stopGrace, Failed}} {
+			st := NewStatus("s", "mqtt")
+			ctx, cancel := context.WithCancel(t.Context())
+			time.AfterFunc(time.Second, cancel)
+			told := make(chan time.Time, 1)
+			stuck := Supervise(ctx, sourceFunc(func(ctx context.Context, _ Emit) error {
+				<-ctx.Done()
+				told <- time.Now()
+				time.Sleep(c.takes)
+				panic("late")
+			}), nil, st, noJitter(), slog.New(slog.DiscardHandler))
+			began := <-told
+			if took := time.Since(began); took != c.want || (stuck != nil) != (c.state == Failed) || st.Snapshot().State != c.state {
+				t.Errorf("takes %v: returned after %v, stuck %v, state %s", c.takes, took, stuck != nil, st.Snapshot().State)
+			}
+			if stuck == nil {
+				continue
+			}
+			<-stuck
+			if took := time.Since(began); took != c.takes {
+				t.Errorf("takes %v: called ended after %v", c.takes, took)
+			}
+		}
+	})
+}
+
 func TestReconnectConfigValidate(t *testing.T) {
 	half, whole := 0.5, 1.0
 	if errs := (ReconnectConfig{InitialDelaySeconds: 2, MaxDelaySeconds: 30, BackoffMultiplier: 1, Jitter: &half}).Validate(); len(errs) > 0 {

@@ -48,6 +48,10 @@ var protocolKeys = []string{
 	abi.AttrStale, abi.AttrBackfilled, abi.AttrOverflow, abi.AttrEvent,
 }
 
+// valueKeys are the attributes that sources set and that have no column: they say
+// something of one value.
+var valueKeys = []string{attrClockSkew, "event_time_from", "heartbeat", "dup"}
+
 // ValidateTags returns what is wrong with static tags, with paths relative to
 // the tags block.
 func ValidateTags(tags map[string]string) []FieldError {
@@ -65,7 +69,7 @@ func TagKeyError(key string) string {
 	switch {
 	case key == "":
 		return "a tag needs a name"
-	case slices.Contains(protocolKeys, key):
+	case slices.Contains(protocolKeys, key), slices.Contains(valueKeys, key):
 		return fmt.Sprintf("%q is set by the protocol and cannot be a tag; reserved names that can: %s",
 			key, strings.Join(tagKeys, ", "))
 	}

@@ -33,12 +33,12 @@ func TestValidateTags(t *testing.T) {
 	if errs := ValidateTags(map[string]string{"industry": "x", "plc_model": "y", "line": "z", "unit": "C"}); len(errs) > 0 {
 		t.Errorf("good tags are refused: %v", errs)
 	}
-	errs := ValidateTags(map[string]string{"qos": "1", "": "x", "status": "ok"})
+	errs := ValidateTags(map[string]string{"qos": "1", "": "x", "status": "ok", "heartbeat": "x"})
 	var paths []string
 	for _, e := range errs {
 		paths = append(paths, e.Path)
 	}
-	if diff := cmp.Diff([]string{"", "qos", "status"}, paths); diff != "" {
+	if diff := cmp.Diff([]string{"", "heartbeat", "qos", "status"}, paths); diff != "" {
 		t.Error(diff)
 	}
 }

@@ -7,138 +7,13 @@ import (
 	"log/slog"
 	"runtime"
 	"strings"
-	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/edgehost/edgehost/abi"
 )
-
-// line is a pipeline that keeps what it gets, and a Watch in front of it.
-type line struct {
-	t      *testing.T
-	w      *Watch
-	status *Status
-	emit   Emit // the source's
-
-	mu      sync.Mutex
-	batches []Batch
-	outcome error         // what done receives
-	refuse  error         // what Emit returns
-	block   chan struct{} // Emit waits for it; nil: it does not
-}
-
-func newLine(t *testing.T, cfg WatchConfig) *line {
-	t.Helper()
-	l := &line{t: t, status: NewStatus("s", "mqtt")}
-	l.w = NewWatch(cfg, l.status, slog.New(slog.DiscardHandler))
-	l.emit = l.w.Emit(l.pipeline)
-	l.status.Set(Connected, "")
-	ctx, cancel := context.WithCancel(context.Background())
-	var wg sync.WaitGroup
-	wg.Go(func() { l.w.Run(ctx, l.pipeline) })
-	t.Cleanup(func() { cancel(); wg.Wait() })
-	return l
-}
-
-func (l *line) pipeline(ctx context.Context, b Batch, done func(error)) error {
-	l.mu.Lock()
-	block, refuse, outcome := l.block, l.refuse, l.outcome
-	l.mu.Unlock()
-	if block != nil {
-		select {
-		case <-block:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-	if refuse != nil {
-		return refuse
-	}
-	l.mu.Lock()
-	l.batches = append(l.batches, b)
-	l.mu.Unlock()
-	done(outcome)
-	return nil
-}
-
-func (l *line) set(f func()) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	f()
-}
-
-func (l *line) say(recs ...abi.Record) {
-	l.t.Helper()
-	if err := l.emit(l.t.Context(), Batch{Time: Micros(time.Now()), Records: recs}, func(error) {}); err != nil {
-		l.t.Error(err)
-	}
-}
-
-// stale returns the addresses of stale records since the last call, after
-// checking what they hold.
-func (l *line) stale() []string {
-	l.t.Helper()
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	out := []string{}
-	for _, b := range l.batches {
-		for _, r := range b.Records {
-			if v, ok := r.Attr(abi.AttrStale); !ok || !v.AsBool() {
-				continue
-			}
-			out = append(out, r.Address)
-			quality, _ := r.Attr(abi.AttrQuality)
-			reason, _ := r.Attr(abi.AttrReason)
-			name, _ := r.Attr(abi.AttrStatus)
-			if r.Source != "s" || r.Status != StatusBadNoCommunication || quality.Text() != Bad || name.Text() != "BadNoCommunication" ||
-				!strings.HasPrefix(reason.Text(), "stale: ") || !r.Value.IsNone() || r.Protocol != abi.ProtocolMQTT || b.Time != r.EventTime || b.Resume != nil {
-				l.t.Errorf("stale record %+v", r)
-			}
-		}
-	}
-	l.batches = nil
-	return out
-}
-
-// want checks which points were reported as silent since the last call.
-func (l *line) want(addresses ...string) {
-	l.t.Helper()
-	if diff := cmp.Diff(append([]string{}, addresses...), l.stale()); diff != "" {
-		l.t.Errorf("%v: stale points (-want +got):\n%s", time.Now().Format(time.TimeOnly), diff)
-	}
-}
-
-func good(address string, attrs ...abi.Attr) abi.Record {
-	now := Micros(time.Now())
-	return abi.Record{EventTime: now, IngestTime: now, Source: "s", Address: address, Protocol: abi.ProtocolMQTT, Value: abi.Float(1), Attrs: attrs}
-}
-
-func flag(key string) abi.Attr { return abi.Attr{Key: key, Value: abi.Bool(true)} }
-
-func text(key, v string) abi.Attr { return abi.Attr{Key: key, Value: abi.String(v)} }
-
-// seconds lets time pass while the points named go on speaking.
-func (l *line) seconds(n int, speaking ...string) {
-	l.t.Helper()
-	for range n {
-		time.Sleep(time.Second)
-		for _, address := range speaking {
-			l.say(good(address))
-		}
-	}
-	synctest.Wait()
-}
-
-// inBubble runs f in a bubble of time with a Watch that waits ten seconds.
-func inBubble(t *testing.T, cfg WatchConfig, f func(t *testing.T, l *line)) {
-	synctest.Test(t, func(t *testing.T) { f(t, newLine(t, cfg)) })
-}
-
-var tenSeconds = WatchConfig{StaleAfter: 10 * time.Second}
 
 func TestSilenceIsReportedOnce(t *testing.T) {
 	inBubble(t, tenSeconds, func(t *testing.T, l *line) {
@@ -382,67 +257,6 @@ func TestFailedEmitIsNoSignOfLife(t *testing.T) {
 		l.set(func() { l.refuse = nil })
 		l.seconds(4)
 		l.want("a")
-	})
-}
-
-func TestClocks(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		now := Micros(time.Now())
-		recs := []abi.Record{good("near"), good("late", text("k", "v")), good("early"), good("history", flag(abi.AttrBackfilled))}
-		recs[0].EventTime += 900_000
-		recs[1].EventTime -= 2_500_000
-		recs[2].EventTime += 3_000_000
-		recs[3].EventTime -= 9_000_000_000
-		before := abi.AppendRecord(nil, &recs[1])
-
-		l := newLine(t, WatchConfig{MaxSkew: time.Second})
-		l.say(recs...)
-		got := l.batches[0].Records
-		want := map[string]int64{"late": -2500, "early": 3000}
-		for i, r := range got {
-			skew, marked := r.Attr(attrClockSkew)
-			if ms, ok := want[r.Address]; ok != marked || skew.AsInt() != ms || r.EventTime != recs[i].EventTime {
-				t.Errorf("%s: marked %v with %d ms, event time moved by %d", r.Address, marked, skew.AsInt(), r.EventTime-recs[i].EventTime)
-			}
-		}
-		if string(before) != string(abi.AppendRecord(nil, &recs[1])) {
-			t.Error("the source's own record was changed")
-		}
-		if n := l.status.Snapshot().Counters[MetricSkewed]; n != 2 {
-			t.Errorf("%s = %v, want 2", MetricSkewed, n)
-		}
-
-		l = newLine(t, WatchConfig{MaxSkew: time.Second, Ingest: true})
-		l.say(recs...)
-		for _, r := range l.batches[0].Records {
-			if r.EventTime != now || r.EventTime != r.IngestTime {
-				t.Errorf("%s: event time %d, want that of ingest", r.Address, r.EventTime)
-			}
-		}
-
-		l = newLine(t, WatchConfig{})
-		l.say(recs...)
-		if &l.batches[0].Records[0] != &recs[0] {
-			t.Error("records were copied for nothing")
-		}
-	})
-}
-
-func TestLag(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		l := newLine(t, WatchConfig{})
-		if l.status.Snapshot().Lag != nil {
-			t.Error("a lag before the first record")
-		}
-		r := good("a")
-		time.Sleep(1500 * time.Millisecond)
-		old := good("a", flag(abi.AttrBackfilled))
-		old.EventTime = 0
-		l.say(r)
-		l.say(old)
-		if lag := l.status.Snapshot().Lag; lag == nil || *lag != 1.5 {
-			t.Errorf("lag %v, want 1.5", lag)
-		}
 	})
 }
 

@@ -187,7 +187,7 @@ func TestPushTooLarge(t *testing.T) {
 		t.Errorf("client: %v, want Refused", err)
 	}
 	w := httptest.NewRecorder()
-	Handler(b).ServeHTTP(w, httptest.NewRequest("POST", "/v1/modules/m?activate=false", bytes.NewReader(big)))
+	Handler(b, quiet).ServeHTTP(w, httptest.NewRequest("POST", "/v1/modules/m?activate=false", bytes.NewReader(big)))
 	if w.Code != http.StatusUnprocessableEntity {
 		t.Errorf("server: HTTP %d", w.Code)
 	}
@@ -200,7 +200,7 @@ func TestPushTooLarge(t *testing.T) {
 }
 
 func TestBadRequests(t *testing.T) {
-	h := Handler(&recorder{})
+	h := Handler(&recorder{}, quiet)
 	for _, test := range []struct {
 		method, path, body string
 		status             int
@@ -323,5 +323,68 @@ func TestCallerGoesAway(t *testing.T) {
 	case <-b.block:
 	case <-time.After(30 * time.Second):
 		t.Fatal("the backend's context did not end")
+	}
+}
+
+// TestOrdersAreLogged: who asked for what changes something, when, and how it went;
+// a look is not logged.
+func TestOrdersAreLogged(t *testing.T) {
+	var out bytes.Buffer
+	log := slog.New(slog.NewJSONHandler(&out, nil))
+	b := &recorder{}
+	ask := func(h http.Handler, ctx context.Context, method, path, body string) map[string]any {
+		t.Helper()
+		out.Reset()
+		h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequestWithContext(ctx, method, path, strings.NewReader(body)))
+		if out.Len() == 0 {
+			return nil
+		}
+		line := map[string]any{}
+		if err := json.Unmarshal(out.Bytes(), &line); err != nil {
+			t.Fatalf("%s %s: %v: %s", method, path, err, out.Bytes())
+		}
+		begun, err := time.Parse(time.RFC3339, line["begun"].(string))
+		if age := time.Since(begun); err != nil || age < 0 || age > time.Minute {
+			t.Errorf("%s %s: begun at %v", method, path, line["begun"])
+		}
+		for _, key := range []string{"begun", "time", "level"} {
+			delete(line, key)
+		}
+		return line
+	}
+	h := Handler(b, log)
+	alice := context.WithValue(t.Context(), callerKey{}, "alice")
+	long := strings.Repeat("x", 2*maxAsked)
+	for _, c := range []struct {
+		method, path, body string
+		want               map[string]any
+	}{
+		{"POST", "/v1/modules/m?activate=true", "wasm", map[string]any{"order": "push module", "name": "m"}},
+		{"POST", "/v1/modules/m/rollback", "", map[string]any{"order": "roll back module", "name": "m"}},
+		{"POST", "/v1/replay", `{"destination":"c.s.t"}`, map[string]any{"order": "replay delivered records", "asked": `{"destination":"c.s.t"}`}},
+		{"POST", "/v1/dead-letters/replay", `{"ids":["1"]}`, map[string]any{"order": "replay dead letters", "asked": `{"ids":["1"]}`}},
+		{"POST", "/v1/dead-letters/purge", `{"reason":"` + long + `"}`, map[string]any{"order": "purge dead letters", "asked": (`{"reason":"` + long)[:maxAsked]}},
+		{"POST", "/v1/sources/s%201/pause", "", map[string]any{"order": "pause source", "name": "s 1"}},
+		{"POST", "/v1/sources/s%201/resume", "", map[string]any{"order": "resume source", "name": "s 1"}},
+		{"POST", "/v1/destinations/c.s.t/reset", "", map[string]any{"order": "reset breaker", "name": "c.s.t"}},
+		{"GET", "/v1/status", "", nil},
+		{"GET", "/v1/modules", "", nil},
+		{"POST", "/v1/dead-letters/list", "{}", nil},
+		{"GET", "/v1/dead-letters/7", "", nil},
+	} {
+		if c.want != nil {
+			c.want["msg"], c.want["by"] = "order carried out", "alice"
+		}
+		if diff := cmp.Diff(c.want, ask(h, alice, c.method, c.path, c.body)); diff != "" {
+			t.Errorf("%s %s (-want +got):\n%s", c.method, c.path, diff)
+		}
+	}
+	b.err = Errorf(NotFound, "no source s")
+	want := map[string]any{"msg": "order failed", "by": "192.0.2.1:1234", "order": "pause source", "name": "s", "error": "no source s"}
+	if diff := cmp.Diff(want, ask(h, t.Context(), "POST", "/v1/sources/s/pause", "")); diff != "" {
+		t.Errorf("refused, and from an address (-want +got):\n%s", diff)
+	}
+	if line := ask(h, alice, "POST", "/v1/replay", `{} {}`); line["msg"] != "order failed" {
+		t.Errorf("a request with two bodies: %v", line)
 	}
 }

@@ -86,11 +86,11 @@ func Serve(ctx context.Context, l net.Listener, backend Backend, log *slog.Logge
 	requests, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	server := &http.Server{
-		Handler:           Handler(backend),
+		Handler:           Handler(backend, log),
 		ReadHeaderTimeout: 10 * time.Second,
 		BaseContext:       func(net.Listener) context.Context { return requests },
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
-			return context.WithValue(ctx, peerKey{}, peerOf(c))
+			return context.WithValue(ctx, callerKey{}, peerOf(c))
 		},
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 	}
@@ -114,71 +114,57 @@ func Serve(ctx context.Context, l net.Listener, backend Backend, log *slog.Logge
 	return err
 }
 
-// peerKey is under which the context of a request has the name of who asks.
-type peerKey struct{}
-
-// Handler is the API without its socket.
-func Handler(backend Backend) http.Handler {
-	mux := http.NewServeMux()
+// Handler is the API without its socket. What changes something is in the log, with
+// who asked for it.
+func Handler(backend Backend, log *slog.Logger) http.Handler {
+	mux, change := http.NewServeMux(), orders(log)
 	mux.HandleFunc("GET /v1/status", answer(func(r *http.Request) (any, error) {
 		return backend.Status(r.Context())
 	}))
 	mux.HandleFunc("GET /v1/modules", answer(func(r *http.Request) (any, error) {
 		return backend.Modules(r.Context())
 	}))
-	mux.HandleFunc("POST /v1/modules/{name}", answer(func(r *http.Request) (any, error) {
+	mux.HandleFunc("POST /v1/modules/{name}", change("push module", func(r *http.Request, _ *order) (any, error) {
 		return push(r, backend)
 	}))
-	mux.HandleFunc("POST /v1/modules/{name}/rollback", answer(func(r *http.Request) (any, error) {
+	mux.HandleFunc("POST /v1/modules/{name}/rollback", change("roll back module", func(r *http.Request, _ *order) (any, error) {
 		return backend.RollbackModule(r.Context(), r.PathValue("name"))
 	}))
-	mux.HandleFunc("POST /v1/replay", answer(func(r *http.Request) (any, error) {
-		return call(r, backend.Replay)
+	mux.HandleFunc("POST /v1/replay", change("replay delivered records", func(r *http.Request, o *order) (any, error) {
+		return call(r, o, backend.Replay)
 	}))
 	mux.HandleFunc("POST /v1/dead-letters/list", answer(func(r *http.Request) (any, error) {
-		return call(r, backend.DeadLetters)
+		return call(r, nil, backend.DeadLetters)
 	}))
 	mux.HandleFunc("GET /v1/dead-letters/{id}", answer(func(r *http.Request) (any, error) {
 		return backend.DeadLetter(r.Context(), r.PathValue("id"))
 	}))
-	mux.HandleFunc("POST /v1/dead-letters/replay", answer(func(r *http.Request) (any, error) {
-		n, err := call(r, backend.ReplayDeadLetters)
+	mux.HandleFunc("POST /v1/dead-letters/replay", change("replay dead letters", func(r *http.Request, o *order) (any, error) {
+		n, err := call(r, o, backend.ReplayDeadLetters)
 		return count{n}, err
 	}))
-	mux.HandleFunc("POST /v1/dead-letters/purge", answer(func(r *http.Request) (any, error) {
-		n, err := call(r, backend.PurgeDeadLetters)
+	mux.HandleFunc("POST /v1/dead-letters/purge", change("purge dead letters", func(r *http.Request, o *order) (any, error) {
+		n, err := call(r, o, backend.PurgeDeadLetters)
 		return count{n}, err
 	}))
-	mux.HandleFunc("POST /v1/sources/{name}/pause", answer(func(r *http.Request) (any, error) {
+	mux.HandleFunc("POST /v1/sources/{name}/pause", change("pause source", func(r *http.Request, _ *order) (any, error) {
 		return struct{}{}, backend.PauseSource(r.Context(), r.PathValue("name"))
 	}))
-	mux.HandleFunc("POST /v1/sources/{name}/resume", answer(func(r *http.Request) (any, error) {
+	mux.HandleFunc("POST /v1/sources/{name}/resume", change("resume source", func(r *http.Request, _ *order) (any, error) {
 		return struct{}{}, backend.ResumeSource(r.Context(), r.PathValue("name"))
 	}))
-	mux.HandleFunc("POST /v1/destinations/{name}/reset", answer(func(r *http.Request) (any, error) {
+	mux.HandleFunc("POST /v1/destinations/{name}/reset", change("reset breaker", func(r *http.Request, _ *order) (any, error) {
 		return struct{}{}, backend.ResetBreaker(r.Context(), r.PathValue("name"))
 	}))
 	mux.HandleFunc("/", answer(func(r *http.Request) (any, error) {
 		return nil, Errorf(NotFound, "no such request: %s %s; client and host are of different versions", r.Method, r.URL.Path)
 	}))
-	return mux
+	return identify(mux)
 }
 
 // count is the answer to requests that change a number of things.
 type count struct {
 	Count int `json:"count"`
-}
-
-// call decodes the body into the argument of f. A key that this version does
-// not know is an error: doing less than was asked would be worse.
-func call[A, R any](r *http.Request, f func(context.Context, A) (R, error)) (out R, err error) {
-	var in A
-	d := json.NewDecoder(io.LimitReader(r.Body, 1<<20))
-	d.DisallowUnknownFields()
-	if err := d.Decode(&in); err != nil {
-		return out, Errorf(Invalid, "decode request: %w", err)
-	}
-	return f(r.Context(), in)
 }
 
 func push(r *http.Request, backend Backend) (Module, error) {
@@ -193,8 +179,7 @@ func push(r *http.Request, backend Backend) (Module, error) {
 	if len(wasm) > MaxModule {
 		return Module{}, errTooLarge()
 	}
-	by, _ := r.Context().Value(peerKey{}).(string)
-	return backend.PushModule(r.Context(), PushRequest{Name: r.PathValue("name"), Wasm: wasm, Activate: activate, By: by})
+	return backend.PushModule(r.Context(), PushRequest{Name: r.PathValue("name"), Wasm: wasm, Activate: activate, By: Caller(r.Context())})
 }
 
 func errTooLarge() error {

@@ -54,7 +54,8 @@ type Backend interface {
 
 	// PauseSource ends the run of a source in order and returns when nothing of it
 	// runs any more; what it has emitted is committed and delivered. It stays
-	// paused until ResumeSource or a restart of the host. Pausing twice is no error.
+	// paused until ResumeSource or a restart of the host. Pausing twice is no error;
+	// a source that does not stop within ten seconds is one, with code Busy.
 	PauseSource(ctx context.Context, name string) error
 	// ResumeSource lets a source run again; one that is not paused runs on.
 	ResumeSource(ctx context.Context, name string) error

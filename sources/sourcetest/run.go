@@ -81,7 +81,11 @@ func start(t *testing.T, h Harness, depth int, decide verdict) *consumer {
 		pipeline.Wait()
 	})
 	fast := sources.ReconnectConfig{InitialDelaySeconds: 0.01, MaxDelaySeconds: 0.05}
-	source.Go(func() { sources.Supervise(ctx, rig.Source, c.emit, rig.Status, fast, slog.New(slog.DiscardHandler)) })
+	source.Go(func() {
+		if sources.Supervise(ctx, rig.Source, c.emit, rig.Status, fast, slog.New(slog.DiscardHandler)) != nil {
+			t.Error("Run did not return in time after its context had ended")
+		}
+	})
 	pipeline.Go(func() { c.run(ctx) })
 	awaitConnected(t, h, rig)
 	return c
