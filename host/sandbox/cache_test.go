@@ -141,6 +141,14 @@ func filled(t testing.TB) (dir, path string, entry []byte) {
 	return dir, paths[0], entry
 }
 
+// replace puts another file in the place of one, or of none.
+func replace(t testing.TB, path string, b []byte) {
+	t.Helper()
+	if err := errors.Join(os.RemoveAll(path), os.WriteFile(path, b, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func cpu(t testing.TB) time.Duration {
 	t.Helper()
 	var u unix.Rusage
@@ -195,13 +203,8 @@ func TestCacheRefusesWhatItDidNotWrite(t *testing.T) {
 			t.Errorf("%s: the entry was not made anew: %v", name, err)
 		}
 	}
-	put := func(b []byte) {
-		t.Helper()
-		if err := errors.Join(os.RemoveAll(path), os.WriteFile(path, b, 0o600)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	step := max(1, len(good)/100)
+	put := func(b []byte) { t.Helper(); replace(t, path, b) }
+	step := max(1, len(good)/places)
 	for at := 0; at < len(good); at += step {
 		b := slices.Clone(good)
 		b[at] ^= 1 << (at % 8)
