@@ -10,7 +10,7 @@ import (
 // Limits bound a module. The zero value of a field means its default.
 type Limits struct {
 	ModuleBytes     int           // size of a module
-	CompileDeadline time.Duration // for Compile
+	CompileDeadline time.Duration // for Compile: wall time, so that it allows for a machine that is busy
 	MemoryPages     uint32        // 64 KiB pages of linear memory
 	InitDeadline    time.Duration // for instantiation, _initialize and edgehost_init together
 	Deadline        time.Duration // for one batch
@@ -28,7 +28,7 @@ type Limits struct {
 func DefaultLimits() Limits {
 	return Limits{
 		ModuleBytes:     16 << 20,
-		CompileDeadline: 30 * time.Second,
+		CompileDeadline: 2 * time.Minute,
 		MemoryPages:     512,
 		InitDeadline:    2 * time.Second,
 		Deadline:        time.Second,
