@@ -53,10 +53,23 @@ func TestWaitForACompiler(t *testing.T) {
 	free()
 }
 
+// slow is a module that takes some tenths of a second to compile.
+func slow() guest {
+	return guest{functions: func(a *asm) {
+		var ifs []byte
+		for range 100 {
+			ifs = cat(ifs, get(0), when(get(0), i32(1), add, set(0)))
+		}
+		for range 400 {
+			a.fn("", "i", "i", ifs, get(0))
+		}
+	}}
+}
+
 // TestCompileEnds: a compilation that takes longer than its deadline, or that nobody
 // waits for any more, is given up at once, and the host goes on.
 func TestCompileEnds(t *testing.T) {
-	wasm := example(t, "scale") // takes a second
+	wasm := slow().bytes()
 	h, err := sandbox.New(sandbox.Config{Limits: sandbox.Limits{CompileDeadline: time.Millisecond}})
 	if err != nil {
 		t.Fatal(err)

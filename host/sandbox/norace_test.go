@@ -1,6 +1,0 @@
-//go:build !race
-
-package sandbox_test
-
-// places is how many places of an entry are damaged, one after the other.
-const places = 60
