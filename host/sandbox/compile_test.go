@@ -53,14 +53,14 @@ func TestWaitForACompiler(t *testing.T) {
 	free()
 }
 
-// slow is a module that takes some tenths of a second to compile.
+// slow is a module that takes a good while longer than a millisecond to compile.
 func slow() guest {
 	return guest{functions: func(a *asm) {
 		var ifs []byte
-		for range 100 {
+		for range 40 {
 			ifs = cat(ifs, get(0), when(get(0), i32(1), add, set(0)))
 		}
-		for range 400 {
+		for range 60 {
 			a.fn("", "i", "i", ifs, get(0))
 		}
 	}}
