@@ -7,6 +7,7 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,6 +19,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/edgehost/edgehost/abi"
+	"github.com/edgehost/edgehost/host/sandbox"
 )
 
 // building bounds how many Go modules are built at a time.
@@ -111,6 +113,7 @@ func TestExamples(t *testing.T) {
 				t.Fatal(err)
 			}
 			checkTrial(t, m, want)
+			checkFuel(t, m, in)
 			resetTrial(t, m)
 			if err := m.run(t.Context(), in, trialPlan{Batch: 1, Tick: tick, Restart: true}); err != nil {
 				t.Fatal(err)
@@ -145,6 +148,33 @@ func checkQuiet(t *testing.T, m *trial, in []abi.Record) {
 	}
 	if len(m.Outcomes) != 0 || m.Filtered != 3 || len(m.state.values) == 0 {
 		t.Errorf("%d outcomes, %d filtered, %d keys", len(m.Outcomes), m.Filtered, len(m.state.values))
+	}
+}
+
+// checkFuel runs full batches of a hundred addresses, whose first values come in the
+// same batch, and holds the module to a quarter of the fuel that it has by default.
+func checkFuel(t *testing.T, m *trial, in []abi.Record) {
+	t.Helper()
+	resetTrial(t, m)
+	limits := sandbox.DefaultLimits()
+	for n := range 3 {
+		b := &abi.Batch{Seq: uint64(n + 1), Time: in[0].EventTime}
+		for k := range 1000 {
+			r := in[k%len(in)]
+			r.EventTime = in[0].EventTime + int64(n)*60_000_000 + int64(k)*1000
+			r.Address = fmt.Sprintf("%s/%d", r.Address, k%100)
+			b.Records = append(b.Records, r)
+		}
+		res, err := m.instance.Process(t.Context(), b)
+		if err != nil {
+			t.Fatalf("batch %d of 1000 records: %v", n, err)
+		}
+		share := float64(res.Fuel) / float64(limits.Fuel+int64(len(b.Records))*limits.FuelPerRow)
+		t.Logf("batch %d: %d units of fuel for each record, %.1f %% of what it has", n, res.Fuel/1000, 100*share)
+		if share > 0.25 {
+			t.Errorf("batch %d takes %.1f %% of the default fuel", n, 100*share)
+		}
+		m.state.commit(res.KV)
 	}
 }
 

@@ -48,7 +48,7 @@ func newFakeHost() *fakeHost {
 		},
 		Pipelines: []control.PipelineStatus{{Name: "line1", State: control.PipelineRunning, Sources: []string{"s1"}, Targets: []string{"c.s.t"},
 			Queued:  control.QueueDepth{Records: 2, Bytes: 20},
-			Modules: []control.ModuleInUse{{Name: "scale", Digest: "00112233445566778899", Calls: 5, Faults: 1, Seconds: 0.25, Fuel: 1000, Memory: 65536}},
+			Modules: []control.ModuleInUse{{Name: "scale", Digest: "00112233445566778899", Calls: 5, Faults: 1, FaultsByClass: map[string]uint64{"trap": 1}, Seconds: 0.25, Fuel: 1000, Memory: 65536}},
 			Ledger:  control.PipelineLedger{Name: "line1", Read: 100, Transformed: 90, Filtered: 5, Rejected: 1, Held: 3, Dropped: 1, Emitted: 91, Balanced: true}}},
 		Destinations: []control.DestinationStatus{{Name: "c.s.t", Sink: "zerobus", State: control.DestinationConnected,
 			Breaker: control.BreakerStatus{State: control.BreakerClosed}, Queue: control.QueueDepth{Records: 40, Bytes: 4000},
@@ -58,6 +58,7 @@ func newFakeHost() *fakeHost {
 		DeadLetters: control.DeadLetterStatus{Entries: 2, Bytes: 100, Cap: 64000000, Total: map[string]uint64{"schema": 2, "rejected": 1}},
 		Spool:       control.SpoolStatus{Dir: "spool", Bytes: 12345678, Cap: 1000000000, Encrypted: true, DropPolicy: "reject", SecondsToFull: 7200},
 		Ledger:      control.Ledger{Read: 100, Delivered: 48, Waiting: 40, Filtered: 5, DeadLettered: 3, Dropped: 2, Held: 3, Balanced: true},
+		ModuleCache: control.ModuleCacheStatus{Hits: 4, Refused: 1, Entries: 3, Bytes: 300},
 		NotInForce:  []string{"performance.memory.gc_strategy (accepted, no effect)"},
 	}}
 }

@@ -142,6 +142,27 @@ edgehost_source_points_stale{protocol="modbus",source="s2"} 0
 # HELP ledger_balanced 1 while the ledger balances.
 # TYPE ledger_balanced gauge
 ledger_balanced 1
+# HELP module_cache_entries Entries of compiled code on disk.
+# TYPE module_cache_entries gauge
+module_cache_entries 3
+# HELP module_cache_hits_total Modules whose compiled code was found on disk.
+# TYPE module_cache_hits_total counter
+module_cache_hits_total 4
+# HELP module_cache_misses_total Modules that were compiled although compiled code is kept on disk.
+# TYPE module_cache_misses_total counter
+module_cache_misses_total 0
+# HELP module_cache_refused_total Entries of compiled code that were damaged or foreign: they were not executed and are gone.
+# TYPE module_cache_refused_total counter
+module_cache_refused_total 1
+# HELP module_faults_by_class_total Faults of a module by class.
+# TYPE module_faults_by_class_total counter
+module_faults_by_class_total{class="bad_output",module="scale",pipeline="line1"} 0
+module_faults_by_class_total{class="batch_error",module="scale",pipeline="line1"} 0
+module_faults_by_class_total{class="deadline",module="scale",pipeline="line1"} 0
+module_faults_by_class_total{class="depth",module="scale",pipeline="line1"} 0
+module_faults_by_class_total{class="fuel",module="scale",pipeline="line1"} 0
+module_faults_by_class_total{class="memory",module="scale",pipeline="line1"} 0
+module_faults_by_class_total{class="trap",module="scale",pipeline="line1"} 1
 # HELP module_faults_total Calls of a module that trapped, ran out of fuel or broke a limit.
 # TYPE module_faults_total counter
 module_faults_total{module="scale",pipeline="line1"} 1
@@ -173,7 +194,8 @@ records_written_total{destination="c.s.t"} 48
 source_lag_seconds{protocol="mqtt",source="s1"} 0.25
 `
 	err := testutil.CollectAndCompare(statusCollector{newFakeHost()}, strings.NewReader(want), "batch_latency_seconds", "connection_status",
-		"destination_queue_records", "edgehost_healthy", "ledger_balanced", "module_faults_total", "mqtt_messages_total", "mqtt_unacked",
+		"destination_queue_records", "edgehost_healthy", "ledger_balanced", "module_faults_total", "module_faults_by_class_total", "module_cache_hits_total",
+		"module_cache_misses_total", "module_cache_refused_total", "module_cache_entries", "mqtt_messages_total", "mqtt_unacked",
 		"queue_depth", "records_failed_total", "records_read_total", "records_written_total", "source_lag_seconds", "edgehost_source_points", "edgehost_source_points_stale")
 	if err != nil {
 		t.Error(err)

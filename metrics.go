@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/edgehost/edgehost/host/control"
+	"github.com/edgehost/edgehost/host/sandbox"
 )
 
 // metricsHandler answers /metrics from Backend.Status, one call a scrape.
@@ -78,6 +79,13 @@ var (
 	mModMemory   = metric{"module_memory_bytes", "Linear memory of all instances of a module.", gauge, []string{"pipeline", "module"}}
 	mModInst     = metric{"module_instances", "Instances of a module.", gauge, []string{"pipeline", "module"}}
 	mModRecycled = metric{"module_recycled_total", "Instances of a module that were replaced because their memory had grown.", counter, []string{"pipeline", "module"}}
+	mCacheHits   = metric{"module_cache_hits_total", "Modules whose compiled code was found on disk.", counter, nil}
+	mCacheMisses = metric{"module_cache_misses_total", "Modules that were compiled although compiled code is kept on disk.", counter, nil}
+	mCacheBad    = metric{"module_cache_refused_total", "Entries of compiled code that were damaged or foreign: they were not executed and are gone.", counter, nil}
+	mCacheGone   = metric{"module_cache_removed_total", "Entries of compiled code that were of another version or gave room.", counter, nil}
+	mCacheErrors = metric{"module_cache_errors_total", "Errors of the disk that keeps compiled code.", counter, nil}
+	mCacheKept   = metric{"module_cache_entries", "Entries of compiled code on disk.", gauge, nil}
+	mCacheBytes  = metric{"module_cache_bytes", "Bytes of compiled code on disk.", gauge, nil}
 	mLedger      = metric{"ledger_records", "The terms of the ledger.", gauge, []string{"scope", "name", "term"}}
 	mBalanced    = metric{"ledger_balanced", "1 while the ledger balances.", gauge, nil}
 	mSpoolBytes  = metric{"spool_bytes", "Bytes of the spool on disk.", gauge, nil}
@@ -159,6 +167,14 @@ func (g *gatherer) host(s control.Status) {
 	g.add(mLetters, float64(s.DeadLetters.Entries))
 	g.add(mLetterBytes, float64(s.DeadLetters.Bytes))
 	g.add(mLetterCap, float64(s.DeadLetters.Cap))
+	c := s.ModuleCache
+	g.add(mCacheHits, float64(c.Hits))
+	g.add(mCacheMisses, float64(c.Misses))
+	g.add(mCacheBad, float64(c.Refused))
+	g.add(mCacheGone, float64(c.Removed))
+	g.add(mCacheErrors, float64(c.Failed))
+	g.add(mCacheKept, float64(c.Entries))
+	g.add(mCacheBytes, float64(c.Bytes))
 }
 
 func (g *gatherer) sources(s control.Status) {
@@ -198,8 +214,8 @@ func (g *gatherer) pipelines(s control.Status) {
 			g.add(mModMemory, float64(m.Memory), p.Name, m.Name)
 			g.add(mModInst, float64(m.Instances), p.Name, m.Name)
 			g.add(mModRecycled, float64(m.Recycled), p.Name, m.Name)
-			for class, n := range m.FaultsByClass {
-				g.add(mModClass, float64(n), p.Name, m.Name, class)
+			for _, class := range sandbox.Classes {
+				g.add(mModClass, float64(m.FaultsByClass[string(class)]), p.Name, m.Name, string(class))
 			}
 			for name, v := range m.Counters {
 				g.add(mModCounter, v, p.Name, m.Name, name)

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"maps"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/edgehost/edgehost/host/control"
@@ -50,9 +51,9 @@ type stage struct {
 
 // loaded is a revision made ready for one stage.
 type loaded struct {
-	digest string
-	module *sandbox.Module
-	pool   *sandbox.Pool
+	digest   string
+	revision *revision
+	pool     *sandbox.Pool
 
 	// Owned by the loop: batches on their way that see the revision, and whether
 	// it is in force no more.
@@ -64,22 +65,51 @@ func (l *loaded) close(ctx context.Context) error {
 	if l == nil {
 		return nil
 	}
-	return errors.Join(l.pool.Close(ctx), l.module.Close(ctx))
+	return errors.Join(l.pool.Close(ctx), l.revision.release(ctx))
 }
 
-// load admits a revision and instantiates it for the stage, init included. After
-// an error nothing has changed.
-func (c *chain) load(ctx context.Context, st *stage, digest string, wasm []byte) (*loaded, error) {
+// revision is a compiled module that stages share.
+type revision struct {
+	module *sandbox.Module
+	users  atomic.Int32
+}
+
+// newRevision has its first user.
+func newRevision(m *sandbox.Module) *revision {
+	r := &revision{module: m}
+	r.users.Store(1)
+	return r
+}
+
+// release gives a use back; the last one frees the code.
+func (r *revision) release(ctx context.Context) error {
+	if r.users.Add(-1) > 0 {
+		return nil
+	}
+	return r.module.Close(ctx)
+}
+
+// load instantiates a revision for the stage, init included. After an error nothing
+// has changed.
+func (c *chain) load(ctx context.Context, st *stage, digest string, rev *revision) (*loaded, error) {
+	pool, err := rev.module.NewPool(ctx, sandbox.Env{Name: st.cfg.Name, Revision: digest, Config: st.cfg.Config, Outputs: c.outputs,
+		Limits: st.cfg.Limits, Logger: c.log, Strict: st.cfg.Strict, KV: c.memo.recall().view(st.cfg.Name)}, 0)
+	if err != nil {
+		return nil, err
+	}
+	rev.users.Add(1)
+	return &loaded{digest: digest, revision: rev, pool: pool}, nil
+}
+
+// start compiles a revision and loads it for one stage.
+func (c *chain) start(ctx context.Context, st *stage, digest string, wasm []byte) (*loaded, error) {
 	m, err := c.host.Compile(ctx, wasm)
 	if err != nil {
 		return nil, err
 	}
-	pool, err := m.NewPool(ctx, sandbox.Env{Name: st.cfg.Name, Revision: digest, Config: st.cfg.Config, Outputs: c.outputs,
-		Limits: st.cfg.Limits, Logger: c.log, Strict: st.cfg.Strict, KV: c.memo.recall().view(st.cfg.Name)}, 0)
-	if err != nil {
-		return nil, errors.Join(err, m.Close(ctx))
-	}
-	return &loaded{digest: digest, module: m, pool: pool}, nil
+	rev := newRevision(m)
+	l, err := c.load(ctx, st, digest, rev)
+	return l, errors.Join(err, rev.release(ctx))
 }
 
 // short is the form of a digest for people.

@@ -149,7 +149,7 @@ type Host struct {
 	// counters and queues together, the status to read them together.
 	books sync.RWMutex
 
-	modulesMu sync.Mutex // one upload, activation or rollback at a time
+	changing nameLocks // modules that are uploaded or rolled back
 
 	filling filling
 
@@ -161,7 +161,8 @@ type Host struct {
 // revisions of the modules. A module that cannot be loaded holds its pipeline
 // and fails nothing else.
 func New(ctx context.Context, cfg Config) (*Host, error) {
-	h := &Host{cfg: cfg, log: cfg.Logger, start: time.Now(), destinations: map[string]*destination{}, gates: map[string]*gate{}}
+	h := &Host{cfg: cfg, log: cfg.Logger, start: time.Now(), destinations: map[string]*destination{}, gates: map[string]*gate{},
+		changing: nameLocks{held: map[string]chan struct{}{}}}
 	for _, sc := range cfg.Sources {
 		if sc.Source != nil {
 			h.gates[sc.Name] = newGate()

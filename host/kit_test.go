@@ -265,7 +265,7 @@ func newRig(t testing.TB, names ...string) *rig {
 	r.cfg = PipelineConfig{Name: "line1", Sources: []string{"s1"}, Targets: map[string]string{"s1": mainTable},
 		Target: mainTable, Outputs: map[string]string{"second": otherTable}}
 	for _, n := range names {
-		r.cfg.Modules = append(r.cfg.Modules, ModuleConfig{Name: n, Limits: sandbox.Limits{Deadline: 5 * time.Second}})
+		r.cfg.Modules = append(r.cfg.Modules, ModuleConfig{Name: n, Limits: sandbox.Limits{Deadline: 10 * time.Second}})
 	}
 	return r
 }

@@ -7,9 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/edgehost/edgehost/host/control"
+	"github.com/edgehost/edgehost/host/sandbox"
 	"github.com/edgehost/edgehost/modules"
 )
 
@@ -38,25 +40,23 @@ type ready struct {
 	loaded []*loaded
 }
 
-// admit compiles a revision and makes it ready wherever the name is used. An
+// admit compiles a revision once and makes it ready wherever the name is used. An
 // error leaves everything as it was.
 func (h *Host) admit(ctx context.Context, name, digest string, wasm []byte) (ready, error) {
 	r := ready{uses: h.uses(name)}
-	if len(r.uses) == 0 {
-		m, err := h.cfg.Sandbox.Compile(ctx, wasm)
-		if err != nil {
-			return r, refusal(name, err)
-		}
-		return r, m.Close(ctx)
+	m, err := h.cfg.Sandbox.Compile(ctx, wasm)
+	if err != nil {
+		return r, refusal(name, err)
 	}
+	rev := newRevision(m)
 	for _, u := range r.uses {
-		l, err := u.p.chain.load(ctx, u.st, digest, wasm)
+		l, err := u.p.chain.load(ctx, u.st, digest, rev)
 		if err != nil {
-			return r, errors.Join(refusal(name, fmt.Errorf("pipeline %s: %w", u.p.cfg.Name, err)), r.discard(ctx))
+			return r, errors.Join(refusal(name, fmt.Errorf("pipeline %s: %w", u.p.cfg.Name, err)), r.discard(ctx), rev.release(ctx))
 		}
 		r.loaded = append(r.loaded, l)
 	}
-	return r, nil
+	return r, rev.release(ctx)
 }
 
 // digestOf names a revision.
@@ -65,9 +65,48 @@ func digestOf(wasm []byte) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// refusal is the answer to an upload that is not admitted.
+// refusal is the answer to an upload that is not admitted: by a fault of the module's,
+// or of ours.
 func refusal(name string, err error) error {
-	return control.Errorf(control.Refused, "module %s is not admitted, nothing was changed: %w", name, err)
+	code := control.Internal
+	var refused *sandbox.Refusal
+	var fault *sandbox.Fault
+	if errors.As(err, &refused) || errors.As(err, &fault) {
+		code = control.Refused
+	}
+	return control.Errorf(code, "module %s is not admitted, nothing was changed: %w", name, err)
+}
+
+// nameLocks let one upload or rollback of a name go on at a time; those of other
+// names go on beside it.
+type nameLocks struct {
+	mu   sync.Mutex
+	held map[string]chan struct{} // closed when the name is free
+}
+
+// lock waits for a name, until ctx ends.
+func (n *nameLocks) lock(ctx context.Context, name string) (unlock func(), err error) {
+	for {
+		n.mu.Lock()
+		busy, taken := n.held[name]
+		if !taken {
+			free := make(chan struct{})
+			n.held[name] = free
+			n.mu.Unlock()
+			return func() {
+				n.mu.Lock()
+				defer n.mu.Unlock()
+				delete(n.held, name)
+				close(free)
+			}, nil
+		}
+		n.mu.Unlock()
+		select {
+		case <-busy:
+		case <-ctx.Done():
+			return nil, control.Errorf(control.Busy, "wait for another change of module %s: %w", name, ctx.Err())
+		}
+	}
 }
 
 func (r ready) discard(ctx context.Context) error {
@@ -93,8 +132,11 @@ func (h *Host) PushModule(ctx context.Context, r control.PushRequest) (control.M
 	if err := modules.CheckName(r.Name); err != nil {
 		return control.Module{}, control.Errorf(control.Invalid, "%w", err)
 	}
-	h.modulesMu.Lock()
-	defer h.modulesMu.Unlock()
+	unlock, err := h.changing.lock(ctx, r.Name)
+	if err != nil {
+		return control.Module{}, err
+	}
+	defer unlock()
 	ready, err := h.admit(ctx, r.Name, digestOf(r.Wasm), r.Wasm)
 	if err != nil {
 		return control.Module{}, err
@@ -120,8 +162,11 @@ func (h *Host) PushModule(ctx context.Context, r control.PushRequest) (control.M
 
 // RollbackModule implements control.Backend.
 func (h *Host) RollbackModule(ctx context.Context, name string) (control.Module, error) {
-	h.modulesMu.Lock()
-	defer h.modulesMu.Unlock()
+	unlock, err := h.changing.lock(ctx, name)
+	if err != nil {
+		return control.Module{}, err
+	}
+	defer unlock()
 	i := slices.IndexFunc(h.cfg.Modules.List(), func(e modules.Entry) bool { return e.Name == name })
 	if i < 0 {
 		return control.Module{}, control.Errorf(control.NotFound, "no module %s was ever uploaded: edgehost module list shows those that were", name)

@@ -151,7 +151,7 @@ func (p *pipeline) openChain(ctx context.Context) {
 		}
 		wasm, err := p.h.cfg.Modules.Read(rev.Digest)
 		if err == nil {
-			st.next, err = c.load(ctx, st, rev.Digest, wasm)
+			st.next, err = c.start(ctx, st, rev.Digest, wasm)
 		}
 		if err != nil {
 			st.stat.Last = err.Error()

@@ -40,6 +40,7 @@ func (h *Host) Status(context.Context) (control.Status, error) {
 	}
 	s.Spool.SecondsToFull = h.filling.estimate(time.Now(), s.Spool.Bytes, s.Spool.Cap)
 	s.DeadLetters = h.deadLetterStatus()
+	s.ModuleCache = control.ModuleCacheStatus(h.cfg.Sandbox.CacheStat())
 	h.judge(&s)
 	return s, nil
 }

@@ -173,7 +173,7 @@ func TestOldRevisionDrains(t *testing.T) {
 	c := &chain{host: r.box, log: slog.New(slog.DiscardHandler), memo: newMemo(r.host.state, "drain"), stages: []*stage{st}, changed: make(chan struct{}, 1)}
 	inForce := func(file string) {
 		t.Helper()
-		l, err := c.load(t.Context(), st, file, wasm(t, file))
+		l, err := c.start(t.Context(), st, file, wasm(t, file))
 		r.must(err)
 		r.must(c.offer(t.Context(), st, l))
 		if !c.apply(t.Context()) {

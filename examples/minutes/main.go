@@ -36,7 +36,7 @@ func init() {
 			r.Reject("the minute of this record is closed")
 			return
 		case !known || w.Count == 0:
-			saveOpen(append(open(), address))
+			loadDue().with(address).save()
 			w = window{Begin: begin, Source: r.Source(), Min: v, Max: v}
 		case begin > w.Begin:
 			w.emit(address, out)
@@ -46,19 +46,19 @@ func init() {
 		w.save(address)
 	})
 	guest.Tick(func(out *guest.Emitter) {
-		still := []string{}
-		for _, address := range open() {
+		var still due
+		loadDue().all(func(address string) {
 			w, ok := load(address)
 			switch {
 			case ok && w.Begin+minute > time.Now().UnixMicro(): // the batch's time
-				still = append(still, address)
+				still = still.with(address)
 			case ok:
 				w.emit(address, out)
 				w.Count = 0
 				w.save(address)
 			}
-		}
-		saveOpen(still)
+		})
+		still.save()
 	})
 }
 

@@ -88,10 +88,23 @@ type Status struct {
 	Destinations []DestinationStatus `json:"destinations"`
 	DeadLetters  DeadLetterStatus    `json:"dead_letters"`
 	Spool        SpoolStatus         `json:"spool"`
+	ModuleCache  ModuleCacheStatus   `json:"module_cache"`
 	Ledger       Ledger              `json:"ledger"`
 
 	// NotInForce lists configuration keys that were accepted and have no effect.
 	NotInForce []string `json:"not_in_force,omitempty"`
+}
+
+// ModuleCacheStatus is compiled code that is kept on disk; all zero when none is. Counters
+// run since the process started.
+type ModuleCacheStatus struct {
+	Hits    uint64 `json:"hits"`    // modules whose code was found
+	Misses  uint64 `json:"misses"`  // modules that were compiled
+	Refused uint64 `json:"refused"` // entries that were damaged or foreign
+	Removed uint64 `json:"removed"` // entries of other versions, and those that gave room
+	Failed  uint64 `json:"failed"`  // errors of the disk
+	Entries int    `json:"entries"`
+	Bytes   int64  `json:"bytes"`
 }
 
 // SourceStatus is one configured source. Counters run since the process started.

@@ -16,6 +16,8 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
+	"sync"
 	"syscall"
 	"time"
 
@@ -30,27 +32,40 @@ type CacheConfig struct {
 	// Key authenticates what is kept, 32 bytes or more. Whoever can write the disk
 	// must not be able to read it there.
 	Key []byte
-	// MaxBytes bounds what is kept; what was not used for longest goes first. 0: 256 MiB.
-	MaxBytes int64
+	// MaxBytes and MaxEntries bound what is kept; what was not used for longest goes
+	// first. 0: 256 MiB, and 256 revisions of modules.
+	MaxBytes   int64
+	MaxEntries int
 	// Logger learns of every compilation, and why an entry was dropped. Dir needs it.
 	Logger *slog.Logger
 }
 
+// CacheStat counts since the Host was made.
+type CacheStat struct {
+	Hits, Misses uint64 // compilations that found their code, and those that did not
+	Refused      uint64 // entries that were damaged or foreign, and are gone
+	Removed      uint64 // entries of other versions, and those that gave room
+	Failed       uint64 // errors of the disk: code that could not be read or kept
+	Entries      int    // that are kept now
+	Bytes        int64  // of them
+}
+
 const (
-	defaultCacheBytes = 256 << 20
-	minCacheKey       = 32 // bytes
+	defaultCacheBytes   = 256 << 20
+	defaultCacheEntries = 256
+	minCacheKey         = 32 // bytes
 
 	cacheMagic = "edgehost compiled code 1 "
 	workName   = "work"
 )
 
 // codeCache keeps compiled code on disk. wazero has a cache of its own, which
-// executes what it finds after a CRC32. So wazero is given a work directory that is
-// empty but while a module is compiled: an entry comes into it after its MAC has
-// been found right, and goes out of it under a MAC.
+// executes what it finds after a CRC32. So wazero is given a desk, a work directory that is
+// empty but while a module is compiled: an entry comes onto it after its MAC has
+// been found right, and goes off it under a MAC.
 //
 //	<dir>/<sha256 of the metered module>   header line | what wazero wrote | HMAC-SHA-256
-//	<dir>/work/                            wazero's; made afresh at each start
+//	<dir>/work/<n>/                        wazero's, one for each engine; made afresh at each start
 //
 // The header names the module, the versions of wazero and Go, the machine and
 // wazero's name for the file, and the MAC covers it, so that an entry is good for
@@ -63,16 +78,26 @@ const (
 // service's own user, or root, while the host runs: they could change the file
 // between check and use, and the process too.
 type codeCache struct {
-	dir    string
-	engine string // wazero's directory within work; its base names version and machine
-	key    []byte
-	most   int64 // bytes
-	log    *slog.Logger
+	dir     string
+	engine  string // version of wazero and the machine, in wazero's words
+	key     []byte
+	most    int64 // bytes
+	entries int   // at most
+	log     *slog.Logger
 
+	lock  io.Closer
+	desks []*desk
+
+	mu    sync.Mutex // one at a time removes entries
+	count CacheStat
+}
+
+// desk is where one engine compiles; one compilation at a time uses it.
+type desk struct {
+	*codeCache
+	work   string // directory
+	engine string // wazero's directory in it
 	wazero wazero.CompilationCache
-	lock   io.Closer
-	// turn is held by the one compilation that may use the work directory.
-	turn chan struct{}
 }
 
 // badEntry is why an entry is not used and not kept.
@@ -82,12 +107,12 @@ func (e badEntry) Error() string { return string(e) }
 
 const otherVersion = badEntry("it was made by another version or on another kind of machine")
 
-// openCodeCache takes a directory for this process and empties its work directory.
-func openCodeCache(cfg CacheConfig) (*codeCache, error) {
-	c := &codeCache{dir: cfg.Dir, key: cfg.Key, most: cfg.MaxBytes, log: cfg.Logger, turn: make(chan struct{}, 1)}
-	if c.most == 0 {
-		c.most = defaultCacheBytes
-	}
+// openCodeCache takes a directory for this process, empties its work directory, makes
+// n desks and removes what can be of no use.
+func openCodeCache(cfg CacheConfig, n int) (*codeCache, error) {
+	c := &codeCache{dir: cfg.Dir, key: cfg.Key, most: cfg.MaxBytes, entries: cfg.MaxEntries, log: cfg.Logger}
+	pick(&c.most, defaultCacheBytes)
+	pick(&c.entries, defaultCacheEntries)
 	if err := os.MkdirAll(c.dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make directory: %w", err)
 	}
@@ -95,90 +120,119 @@ func openCodeCache(cfg CacheConfig) (*codeCache, error) {
 	if c.lock, err = c.own(); err != nil {
 		return nil, err
 	}
-	if err := c.makeWork(); err != nil {
-		return nil, errors.Join(err, c.lock.Close())
+	if err = os.RemoveAll(c.path(workName)); err != nil {
+		err = fmt.Errorf("empty work directory: %w", err)
+	}
+	for k := range n {
+		if err == nil {
+			err = c.addDesk(c.path(workName, strconv.Itoa(k)))
+		}
+	}
+	if err == nil {
+		err = c.sweep()
+	}
+	if err != nil {
+		return nil, errors.Join(err, c.close(context.Background()))
 	}
 	return c, nil
 }
 
-// makeWork makes the work directory afresh and gives it to wazero.
-func (c *codeCache) makeWork() error {
-	if err := os.RemoveAll(c.work()); err != nil {
-		return fmt.Errorf("empty work directory: %w", err)
-	}
-	if err := os.Mkdir(c.work(), 0o700); err != nil {
+// addDesk makes a work directory and gives it to wazero.
+func (c *codeCache) addDesk(work string) error {
+	if err := os.MkdirAll(work, 0o700); err != nil {
 		return fmt.Errorf("make work directory: %w", err)
 	}
-	cache, err := wazero.NewCompilationCacheWithDir(c.work())
+	cache, err := wazero.NewCompilationCacheWithDir(work)
 	if err != nil {
-		return err
+		return fmt.Errorf("make work directory: %w", err)
 	}
-	made, err := os.ReadDir(c.work())
+	made, err := os.ReadDir(work)
 	if err == nil && len(made) != 1 {
 		err = fmt.Errorf("wazero made %d directories, one was expected", len(made))
 	}
 	if err != nil {
 		return errors.Join(err, cache.Close(context.Background()))
 	}
-	c.wazero, c.engine = cache, filepath.Join(c.work(), made[0].Name())
+	c.engine = made[0].Name()
+	c.desks = append(c.desks, &desk{codeCache: c, work: work, engine: filepath.Join(work, c.engine), wazero: cache})
 	return nil
 }
 
-func (c *codeCache) work() string             { return filepath.Join(c.dir, workName) }
-func (c *codeCache) path(entry string) string { return filepath.Join(c.dir, entry) }
+func (c *codeCache) path(parts ...string) string {
+	return filepath.Join(append([]string{c.dir}, parts...)...)
+}
 
 // close ends wazero's part and gives the directory back.
 func (c *codeCache) close(ctx context.Context) error {
-	return errors.Join(c.wazero.Close(ctx), os.RemoveAll(c.work()), c.lock.Close())
-}
-
-// begin waits for the turn of a compilation; end gives it on.
-func (c *codeCache) begin(ctx context.Context) error {
-	select {
-	case c.turn <- struct{}{}:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
+	var errs []error
+	for _, d := range c.desks {
+		errs = append(errs, d.wazero.Close(ctx))
 	}
+	return errors.Join(append(errs, os.RemoveAll(c.path(workName)), c.lock.Close())...)
 }
 
-func (c *codeCache) end() { <-c.turn }
+func (c *codeCache) stat() CacheStat {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.count
+}
+
+// note changes what is counted.
+func (c *codeCache) note(change func(*CacheStat)) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	change(&c.count)
+}
+
+// failed tells an error of the disk, which costs time only.
+func (c *codeCache) failed(msg, digest string, err error) {
+	c.note(func(n *CacheStat) { n.Failed++ })
+	c.log.Warn(msg, "revision", short(digest), "error", err)
+}
 
 // compile compiles a metered module, or takes its code from the cache. Whatever is
 // wrong with the cache costs time only.
-func (c *codeCache) compile(ctx context.Context, r wazero.Runtime, digest string, metered []byte) (wazero.CompiledModule, error) {
+func (d *desk) compile(ctx context.Context, r wazero.Runtime, digest string, metered []byte) (wazero.CompiledModule, error) {
 	start := time.Now()
 	sum := sha256.Sum256(metered)
 	entry := hex.EncodeToString(sum[:])
-	laid, err := c.lay(entry)
+	laid, err := d.lay(entry)
 	if err != nil {
-		c.reject(entry, digest, err)
+		d.reject(entry, digest, err)
 	}
-	defer c.clear()
+	defer d.clear()
 	m, err := r.CompileModule(ctx, metered)
 	if onDisk(err) || (err != nil && laid != "") {
 		// Either wazero could not write what it made, and has it in memory now, or it
 		// did not like what it read.
-		c.log.Warn("the cache of compiled code does not work", "revision", short(digest), "error", err)
-		c.clear()
+		d.failed("the cache of compiled code does not work", digest, err)
+		d.clear()
 		m, err = r.CompileModule(ctx, metered)
 	}
 	if err != nil {
 		return nil, err
 	}
-	made, err := c.made(laid)
+	made, err := d.made(laid)
+	hit := laid != "" && made == ""
 	switch {
 	case err != nil:
 	case made != "":
-		err = c.keep(entry, made)
+		err = d.keep(entry, made)
 	case laid != "":
 		now := time.Now()
-		_ = os.Chtimes(c.path(entry), now, now) // when it fails, the entry only looks older than it is
+		_ = os.Chtimes(d.path(entry), now, now) // when it fails, the entry only looks older than it is
 	}
 	if err != nil {
-		c.log.Warn("compiled code is not kept", "revision", short(digest), "error", err)
+		d.failed("compiled code is not kept", digest, err)
 	}
-	c.log.Info("module compiled", "revision", short(digest), "from_cache", laid != "" && made == "", "ms", time.Since(start).Milliseconds())
+	d.note(func(n *CacheStat) {
+		if hit {
+			n.Hits++
+		} else {
+			n.Misses++
+		}
+	})
+	d.log.Info("module compiled", "revision", short(digest), "from_cache", hit, "ms", time.Since(start).Milliseconds())
 	return m, nil
 }
 
@@ -192,22 +246,23 @@ func onDisk(err error) bool {
 func (c *codeCache) reject(entry, digest string, err error) {
 	var bad badEntry
 	if errors.As(err, &bad) {
-		level := slog.LevelWarn
+		level, counted := slog.LevelWarn, func(n *CacheStat) { n.Refused++ }
 		if bad == otherVersion {
-			level = slog.LevelInfo
+			level, counted = slog.LevelInfo, func(n *CacheStat) { n.Removed++ }
 		}
 		c.log.Log(context.Background(), level, "compiled code is dropped and made anew", "revision", short(digest), "entry", c.path(entry), "reason", bad.Error())
+		c.note(counted)
 		err = os.RemoveAll(c.path(entry))
 	}
 	if err != nil {
-		c.log.Warn("the cache of compiled code does not work", "revision", short(digest), "error", err)
+		c.failed("the cache of compiled code does not work", digest, err)
 	}
 }
 
 // header is the first line of an entry, but for wazero's name of the file (64
 // digits) and the line's end.
 func (c *codeCache) header(entry string) string {
-	return cacheMagic + filepath.Base(c.engine) + " " + runtime.Version() + " " + entry + " "
+	return cacheMagic + c.engine + " " + runtime.Version() + " " + entry + " "
 }
 
 func (c *codeCache) mac() hash.Hash { return hmac.New(sha256.New, c.key) }
@@ -215,8 +270,8 @@ func (c *codeCache) mac() hash.Hash { return hmac.New(sha256.New, c.key) }
 // lay puts the content of an entry where wazero looks for it, once its MAC has
 // been found right. It returns the name that it has there; "" is that there is
 // none.
-func (c *codeCache) lay(entry string) (name string, err error) {
-	st, err := os.Lstat(c.path(entry))
+func (d *desk) lay(entry string) (name string, err error) {
+	st, err := os.Lstat(d.path(entry))
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return "", nil
@@ -224,27 +279,27 @@ func (c *codeCache) lay(entry string) (name string, err error) {
 		return "", err
 	case !st.Mode().IsRegular():
 		return "", badEntry("it is no file")
-	case st.Size() > c.most:
+	case st.Size() > d.most:
 		return "", badEntry("it is larger than the whole cache may be")
 	}
-	f, err := os.Open(c.path(entry))
+	f, err := os.Open(d.path(entry))
 	if err != nil {
 		return "", err
 	}
 	defer func() { _ = f.Close() }() // only read
-	head := make([]byte, len(c.header(entry))+2*sha256.Size+1)
+	head := make([]byte, len(d.header(entry))+2*sha256.Size+1)
 	body := st.Size() - int64(len(head)) - sha256.Size
 	if _, err := io.ReadFull(f, head); body < 0 || err != nil {
 		return "", badEntry("it is too short")
 	}
-	if name, err = c.parseHeader(head, entry); err != nil {
+	if name, err = d.parseHeader(head, entry); err != nil {
 		return "", err
 	}
-	unchecked := filepath.Join(c.work(), "unchecked")
-	if err := c.copyChecked(unchecked, f, head, body); err != nil {
+	unchecked := filepath.Join(d.work, "unchecked")
+	if err := d.copyChecked(unchecked, f, head, body); err != nil {
 		return "", errors.Join(err, os.RemoveAll(unchecked))
 	}
-	return name, os.Rename(unchecked, filepath.Join(c.engine, name))
+	return name, os.Rename(unchecked, filepath.Join(d.engine, name))
 }
 
 // parseHeader returns wazero's name for the file.
@@ -253,7 +308,7 @@ func (c *codeCache) parseHeader(head []byte, entry string) (name string, err err
 	switch {
 	case !bytes.HasPrefix(head, []byte(cacheMagic)):
 		return "", badEntry("it is no compiled code")
-	case !ours && bytes.Contains(head, []byte(" "+entry[:16])):
+	case !ours && bytes.Contains(head, []byte(" "+short(entry))):
 		return "", otherVersion
 	case !ours:
 		return "", badEntry("it is the code of another module")
@@ -289,8 +344,8 @@ func (c *codeCache) copyChecked(path string, r io.Reader, head []byte, n int64) 
 }
 
 // made returns the name of the file that wazero wrote; "" when it wrote none.
-func (c *codeCache) made(laid string) (name string, err error) {
-	files, err := os.ReadDir(c.engine)
+func (d *desk) made(laid string) (name string, err error) {
+	files, err := os.ReadDir(d.engine)
 	if err != nil {
 		return "", fmt.Errorf("look for compiled code: %w", err)
 	}
@@ -304,20 +359,20 @@ func (c *codeCache) made(laid string) (name string, err error) {
 
 // keep makes an entry of what wazero wrote. It syncs nothing: an entry that a
 // crash tore is found out and made anew.
-func (c *codeCache) keep(entry, made string) error {
-	in, err := os.Open(filepath.Join(c.engine, made))
+func (d *desk) keep(entry, made string) error {
+	in, err := os.Open(filepath.Join(d.engine, made))
 	if err != nil {
 		return fmt.Errorf("read compiled code: %w", err)
 	}
 	defer func() { _ = in.Close() }() // only read
-	tmp := filepath.Join(c.work(), "sealing")
+	tmp := filepath.Join(d.work, "sealing")
 	out, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return fmt.Errorf("write compiled code: %w", err)
 	}
-	mac := c.mac()
+	mac := d.mac()
 	both := io.MultiWriter(out, mac)
-	_, err = io.WriteString(both, c.header(entry)+made+"\n")
+	_, err = io.WriteString(both, d.header(entry)+made+"\n")
 	if err == nil {
 		_, err = io.Copy(both, in)
 	}
@@ -326,16 +381,59 @@ func (c *codeCache) keep(entry, made string) error {
 	}
 	err = errors.Join(err, out.Close())
 	if err == nil {
-		err = os.Rename(tmp, c.path(entry))
+		err = os.Rename(tmp, d.path(entry))
 	}
 	if err != nil {
 		return fmt.Errorf("write compiled code: %w", errors.Join(err, os.RemoveAll(tmp)))
 	}
+	return d.trim()
+}
+
+// sweep removes at the start what no compilation would find or believe: entries of
+// other versions, torn ones, files that are none; and counts the others.
+func (c *codeCache) sweep() error {
+	files, err := os.ReadDir(c.dir)
+	if err != nil {
+		return fmt.Errorf("list cache: %w", err)
+	}
+	for _, f := range files {
+		if f.Name() == workName {
+			continue
+		}
+		if err := c.glance(f.Name()); err != nil {
+			c.reject(f.Name(), "", err)
+		}
+	}
 	return c.trim()
 }
 
-// trim removes what was not used for longest until the rest is within its bound.
+// glance looks at what an entry says that it is. Whether that is true its MAC says,
+// when it is used.
+func (c *codeCache) glance(entry string) error {
+	st, err := os.Lstat(c.path(entry))
+	switch {
+	case err != nil:
+		return err
+	case !st.Mode().IsRegular():
+		return badEntry("it is no file")
+	}
+	f, err := os.Open(c.path(entry))
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }() // only read
+	head := make([]byte, len(c.header(entry))+2*sha256.Size+1)
+	if _, err := io.ReadFull(f, head); err != nil {
+		return badEntry("it is too short")
+	}
+	_, err = c.parseHeader(head, entry)
+	return err
+}
+
+// trim removes what was not used for longest until the rest is within its bounds.
 func (c *codeCache) trim() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	files, err := os.ReadDir(c.dir)
 	if err != nil {
 		return fmt.Errorf("list cache: %w", err)
@@ -348,24 +446,24 @@ func (c *codeCache) trim() error {
 		}
 	}
 	slices.SortFunc(entries, func(a, b fs.FileInfo) int { return a.ModTime().Compare(b.ModTime()) })
-	for _, st := range entries {
-		if total <= c.most {
-			break
-		}
-		if err := os.Remove(c.path(st.Name())); err != nil {
+	for len(entries) > 0 && (total > c.most || len(entries) > c.entries) {
+		if err := os.RemoveAll(c.path(entries[0].Name())); err != nil {
 			return fmt.Errorf("make room in the cache: %w", err)
 		}
-		total -= st.Size()
+		total -= entries[0].Size()
+		entries = entries[1:]
+		c.count.Removed++
 	}
+	c.count.Entries, c.count.Bytes = len(entries), total
 	return nil
 }
 
-// clear empties wazero's directory.
-func (c *codeCache) clear() {
-	files, _ := os.ReadDir(c.engine) // a directory that is gone is empty
+// clear empties the desk.
+func (d *desk) clear() {
+	files, _ := os.ReadDir(d.engine) // a directory that is gone is empty
 	for _, f := range files {
-		if err := os.RemoveAll(filepath.Join(c.engine, f.Name())); err != nil {
-			c.log.Warn("the cache of compiled code does not work", "error", err)
+		if err := os.RemoveAll(filepath.Join(d.engine, f.Name())); err != nil {
+			d.failed("the cache of compiled code does not work", "", err)
 		}
 	}
 }

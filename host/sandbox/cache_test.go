@@ -15,8 +15,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/edgehost/edgehost/abi"
 	"github.com/edgehost/edgehost/host/sandbox"
 )
@@ -141,37 +139,11 @@ func filled(t testing.TB) (dir, path string, entry []byte) {
 	return dir, paths[0], entry
 }
 
-func cpu(t testing.TB) time.Duration {
+// replace puts another file in the place of one, or of none.
+func replace(t testing.TB, path string, b []byte) {
 	t.Helper()
-	var u unix.Rusage
-	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
+	if err := errors.Join(os.RemoveAll(path), os.WriteFile(path, b, 0o600)); err != nil {
 		t.Fatal(err)
-	}
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
-}
-
-func TestCacheWarmStart(t *testing.T) {
-	dir, wasm := t.TempDir(), example(t, "scale")
-	var took [3]time.Duration
-	for k := range took {
-		h := openCached(t, cacheIn(dir))
-		begin := cpu(t)
-		m, err := h.Compile(t.Context(), wasm)
-		took[k] = cpu(t) - begin
-		if err != nil {
-			t.Fatal(err)
-		}
-		if h.log.has("INFO module compiled", fmt.Sprintf("from_cache=%t", k > 0)) != 1 {
-			t.Errorf("start %d: %v", k, h.log.lines)
-		}
-		if err := m.Close(t.Context()); err != nil {
-			t.Error(err)
-		}
-		h.close(t)
-	}
-	t.Logf("%d bytes: %v", len(wasm), took)
-	if warm := min(took[1], took[2]); warm > took[0]/3 {
-		t.Errorf("cold %v, from the cache %v", took[0], warm)
 	}
 }
 
@@ -195,13 +167,8 @@ func TestCacheRefusesWhatItDidNotWrite(t *testing.T) {
 			t.Errorf("%s: the entry was not made anew: %v", name, err)
 		}
 	}
-	put := func(b []byte) {
-		t.Helper()
-		if err := errors.Join(os.RemoveAll(path), os.WriteFile(path, b, 0o600)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	step := max(1, len(good)/100)
+	put := func(b []byte) { t.Helper(); replace(t, path, b) }
+	step := max(1, len(good)/places)
 	for at := 0; at < len(good); at += step {
 		b := slices.Clone(good)
 		b[at] ^= 1 << (at % 8)

@@ -14,7 +14,7 @@ const (
 	// slack is what a module may run on after its deadline.
 	slack = 20 * time.Millisecond
 	// patience is how much longer a busy machine may take for anything.
-	patience = 10
+	patience = 40
 	// heapMost is how much Go heap may be left of one module's misbehaviour.
 	heapMost = 32 << 20
 )

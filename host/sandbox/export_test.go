@@ -20,3 +20,15 @@ func (i *Instance) StateHash() (sum [sha256.Size]byte) {
 	}
 	return [sha256.Size]byte(h.Sum(nil))
 }
+
+// HoldCompilers takes the turns of n engines until they are freed.
+func (h *Host) HoldCompilers(n int) (free func()) {
+	for _, e := range h.engines[:n] {
+		e.turn <- struct{}{}
+	}
+	return func() {
+		for _, e := range h.engines[:n] {
+			<-e.turn
+		}
+	}
+}

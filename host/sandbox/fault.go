@@ -24,6 +24,9 @@ const (
 	ClassBadOutput  Class = "bad_output"  // what the module left in memory breaks the ABI
 )
 
+// Classes are all of them.
+var Classes = []Class{ClassBatchError, ClassTrap, ClassFuel, ClassDeadline, ClassDepth, ClassMemory, ClassBadOutput}
+
 // Fault is a module's own failure. Every effect of the call is discarded and the
 // instance is usable again. What is not the module's doing (a cancelled context,
 // a bug of ours) is never a *Fault.

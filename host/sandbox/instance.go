@@ -170,7 +170,7 @@ func (i *Instance) instantiate(ctx context.Context) (mod api.Module, err error) 
 			err = fmt.Errorf("%w: instantiate module: %v", errHost, r)
 		}
 	}()
-	return i.module.host.runtime.InstantiateModule(experimental.WithMemoryAllocator(ctx, &i.memory), i.module.compiled,
+	return i.module.engine.runtime.InstantiateModule(experimental.WithMemoryAllocator(ctx, &i.memory), i.module.compiled,
 		wazero.NewModuleConfig().WithName("").WithStartFunctions())
 }
 

@@ -10,7 +10,7 @@ import (
 // Limits bound a module. The zero value of a field means its default.
 type Limits struct {
 	ModuleBytes     int           // size of a module
-	CompileDeadline time.Duration // for Compile
+	CompileDeadline time.Duration // for Compile: wall time, so that it allows for a machine that is busy
 	MemoryPages     uint32        // 64 KiB pages of linear memory
 	InitDeadline    time.Duration // for instantiation, _initialize and edgehost_init together
 	Deadline        time.Duration // for one batch

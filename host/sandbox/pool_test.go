@@ -269,23 +269,6 @@ func TestStrict(t *testing.T) {
 	}
 }
 
-// TestStrictGo: a Go guest is whole after every batch: put back, or started afresh
-// when its heap had to grow for the batch, which then has room for the next.
-func TestStrictGo(t *testing.T) {
-	m := compile(t, newHost(t), build(t, "./testdata/guests/fanout"))
-	i := instantiate(t, m, sandbox.Env{Strict: true})
-	sizes := []int{1, 1, 1, 1, 1, 2000, 2000, 2000, 2000, 2000, 1}
-	for k, n := range sizes {
-		res, err := i.Process(t.Context(), batch(n))
-		if err != nil || len(res.Out) != 2*n {
-			t.Fatalf("batch of %d: %+v, %v", n, len(res.Out), err)
-		}
-		if settled := k >= 4 && n <= sizes[k-4]; settled && i.MemoryBytes() == 0 {
-			t.Errorf("batch %d, of %d records: the instance is gone, it was to be put back", k, n)
-		}
-	}
-}
-
 // BenchmarkStrict is what putting an instance back costs a batch of one.
 func BenchmarkStrict(b *testing.B) {
 	h := newHost(b)

@@ -24,11 +24,9 @@ import (
 	"errors"
 	"fmt"
 	"sync"
-	"time"
 
 	"github.com/edgehost/edgehost/host/sandbox/meter"
 	"github.com/tetratelabs/wazero"
-	"github.com/tetratelabs/wazero/api"
 )
 
 // Config says how a Host is set up.
@@ -40,10 +38,11 @@ type Config struct {
 	Limits Limits
 }
 
-// Host is the one wazero runtime of a process. All its methods may be called by
-// any number of goroutines.
+// Host compiles and runs the modules of a process, on two engines: two modules can be
+// compiled at the same time, and instances of any number run. All its methods may be
+// called by any number of goroutines.
 type Host struct {
-	runtime wazero.Runtime
+	engines [compilers]*engine
 	cache   *codeCache // nil: compiled code is not kept
 	limits  Limits
 
@@ -52,48 +51,58 @@ type Host struct {
 
 // New starts a Host.
 func New(cfg Config) (*Host, error) {
-	ctx := context.Background()
-	rc := wazero.NewRuntimeConfigCompiler().
-		WithCoreFeatures(api.CoreFeaturesV2).
-		WithDebugInfoEnabled(false)
 	h := &Host{limits: cfg.Limits.orDefault()}
 	if c := cfg.Cache; c.Dir != "" {
 		if len(c.Key) < minCacheKey {
 			return nil, fmt.Errorf("the key of the module cache has %d bytes, it must have %d", len(c.Key), minCacheKey)
 		}
-		cache, err := openCodeCache(c)
-		if err != nil {
+		var err error
+		if h.cache, err = openCodeCache(c, compilers); err != nil {
 			c.Logger.Warn("compiled modules are not kept: each start compiles them anew", "dir", c.Dir, "error", err)
-		} else {
-			h.cache, rc = cache, rc.WithCompilationCache(cache.wazero)
 		}
 	}
-	h.runtime = wazero.NewRuntimeWithConfig(ctx, rc)
-	for _, build := range []func(context.Context, wazero.Runtime) error{exportEdgehost, exportWASI, exportYield} {
-		if err := build(ctx, h.runtime); err != nil {
-			_ = h.Close()
-			return nil, fmt.Errorf("export host functions: %w", err)
+	for k := range h.engines {
+		var d *desk
+		if h.cache != nil {
+			d = h.cache.desks[k]
+		}
+		var err error
+		if h.engines[k], err = newEngine(d); err != nil {
+			return nil, errors.Join(err, h.Close())
 		}
 	}
 	return h, nil
 }
 
-// Close ends the runtime and frees the compiled code. All instances must be
+// Close ends the engines and frees the compiled code. All instances must be
 // closed before.
 func (h *Host) Close() error {
 	h.compiling.Wait()
 	ctx := context.Background()
-	err := h.runtime.Close(ctx)
-	if h.cache != nil {
-		err = errors.Join(err, h.cache.close(ctx))
+	var errs []error
+	for _, e := range h.engines {
+		if e != nil {
+			errs = append(errs, e.runtime.Close(ctx))
+		}
 	}
-	return err
+	if h.cache != nil {
+		errs = append(errs, h.cache.close(ctx))
+	}
+	return errors.Join(errs...)
+}
+
+// CacheStat says how the cache of compiled code does; all zero when nothing is kept.
+func (h *Host) CacheStat() CacheStat {
+	if h.cache == nil {
+		return CacheStat{}
+	}
+	return h.cache.stat()
 }
 
 // Module is one compiled revision of a module. Its methods may be called by any
 // number of goroutines.
 type Module struct {
-	host     *Host
+	engine   *engine
 	compiled wazero.CompiledModule
 	digest   string
 	meter    *meter.Info
@@ -101,7 +110,8 @@ type Module struct {
 }
 
 // Compile admits and compiles a module. When the module itself is at fault the
-// error is a *Refusal that lists every reason found.
+// error is a *Refusal that lists every reason found. It ends when ctx does, and after
+// the deadline of the Host's limits, which is for waiting and compiling each.
 func (h *Host) Compile(ctx context.Context, wasm []byte) (*Module, error) {
 	if err := precheck(wasm, h.limits.ModuleBytes); err != nil {
 		return nil, err
@@ -116,69 +126,11 @@ func (h *Host) Compile(ctx context.Context, wasm []byte) (*Module, error) {
 	}
 	sum := sha256.Sum256(wasm)
 	digest := hex.EncodeToString(sum[:])
-	compiled, err := h.compile(ctx, digest, metered)
+	e, compiled, err := h.compile(ctx, digest, metered)
 	if err != nil {
 		return nil, err
 	}
-	return &Module{host: h, compiled: compiled, digest: digest, meter: info, has: has}, nil
-}
-
-// compile gives a module to the engine. The engine looks at a context only when it
-// compiles in goroutines of its own, where a panic of it would end the process; so it
-// runs in ours, and one that takes too long is left to end by itself: the meter
-// has bounded what it costs.
-func (h *Host) compile(ctx context.Context, digest string, metered []byte) (wazero.CompiledModule, error) {
-	if h.cache != nil {
-		if err := h.cache.begin(ctx); err != nil {
-			return nil, fmt.Errorf("compile module: %w", err)
-		}
-	}
-	type result struct {
-		compiled wazero.CompiledModule
-		err      error
-	}
-	done := make(chan result, 1)
-	h.compiling.Go(func() {
-		defer func() {
-			if r := recover(); r != nil {
-				done <- result{err: refuse("the compiler cannot handle this module: %v", r)}
-			}
-		}()
-		compiled, err := h.engine(context.WithoutCancel(ctx), digest, metered)
-		switch {
-		case onDisk(err):
-			err = fmt.Errorf("compile module: %w", err)
-		case err != nil:
-			err = refuse("not a valid WebAssembly module: %v", err)
-		}
-		done <- result{compiled, err}
-	})
-	late := time.NewTimer(h.limits.CompileDeadline)
-	defer late.Stop()
-	var err error
-	select {
-	case r := <-done:
-		return r.compiled, r.err
-	case <-ctx.Done():
-		err = fmt.Errorf("compile module: %w", ctx.Err())
-	case <-late.C:
-		err = refuse("compiling takes longer than %s: make the largest functions smaller, or upload it again when this machine is less busy", h.limits.CompileDeadline)
-	}
-	h.compiling.Go(func() {
-		if r := <-done; r.compiled != nil {
-			_ = r.compiled.Close(context.Background()) // nobody has it
-		}
-	})
-	return nil, err
-}
-
-// engine compiles, or takes the code from the cache.
-func (h *Host) engine(ctx context.Context, digest string, metered []byte) (wazero.CompiledModule, error) {
-	if h.cache == nil {
-		return h.runtime.CompileModule(ctx, metered)
-	}
-	defer h.cache.end()
-	return h.cache.compile(ctx, h.runtime, digest, metered)
+	return &Module{engine: e, compiled: compiled, digest: digest, meter: info, has: has}, nil
 }
 
 // Digest is the SHA-256 of the module as it was given to Compile, in hex.

@@ -16,7 +16,8 @@
 //   ADD     adds the number ADD to every value
 //   BURN    works on each record for a time that depends on its event time, up to
 //           BURN rounds; traps at an address that ends in "burst"
-//   START   traps in edgehost_init when its configuration has the key "trap"
+//   START   traps in edgehost_init when its configuration has the key "trap", does not
+//           come back from it with the key "spin"
 //   ROUTE   sends records whose integer value is a multiple of ten to the output
 //           "second"
 #include <stdint.h>
@@ -81,6 +82,7 @@ __attribute__((import_module("edgehost"), import_name("config_get")))
 int32_t config_get(const char *key, uint32_t n, void *buf, uint32_t limit);
 EXPORT("edgehost_init") int32_t init(void) {
   if (config_get("trap", 4, 0, 0) >= 0) __builtin_trap();
+  for (volatile int on = config_get("spin", 4, 0, 0) >= 0; on;) {}
   return 0;
 }
 #endif

@@ -132,7 +132,7 @@ func (m *module) copyBody() coder {
 }
 
 func (m *module) openPieces() coder {
-	c := coder{m: m, fuel: pieceFuel, out: []byte{2, 2, typeI32, 1, typeI64}}
+	c := coder{m: m, local: true, fuel: pieceFuel, out: []byte{2, 2, typeI32, 1, typeI64}}
 	c.index(opGlobalGet, m.fuel)
 	c.index(opLocalSet, pieceFuel)
 	return c

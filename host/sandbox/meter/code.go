@@ -25,14 +25,15 @@ type coder struct {
 	pending int64
 
 	locals  int    // parameters and locals of the function
+	local   bool   // the fuel is held in a local: the function has a loop of its own
 	fuel    uint32 // added local, i64: the fuel left
 	tmp     uint32 // added local, i32: an operand
-	depth   uint32 // added local, i64: the depth left within this frame
 	plain   bool   // copy without metering: what is tried first on small bodies
 	cost    int64  // fuel of all instructions together
 	size    bodySize
 	calls   bool
 	checks  bool // it loops or has bulk operations
+	loops   bool // it has a loop whose header asks for fuel
 	wrapped bool // a branch leaves the body: it needs a block around it
 
 	// The last i32.const, and the last local.set right behind one.
@@ -51,9 +52,44 @@ func (c *coder) emit(b ...byte) { c.out = append(c.out, b...) }
 
 func (c *coder) index(op byte, i uint32) { c.out = appendU32(append(c.out, op), i) }
 
+// getFuel puts the fuel on the stack, setFuel takes it from there.
+func (c *coder) getFuel() {
+	if c.local {
+		c.index(opLocalGet, c.fuel)
+	} else {
+		c.index(opGlobalGet, c.m.fuel)
+	}
+}
+
+func (c *coder) setFuel() {
+	if c.local {
+		c.index(opLocalSet, c.fuel)
+	} else {
+		c.index(opGlobalSet, c.m.fuel)
+	}
+}
+
+// flush leaves the fuel in the global, for a function that is called next, and
+// refill takes back what it left.
+func (c *coder) flush() {
+	if c.local {
+		c.spend()
+		c.index(opGlobalSet, c.m.fuel)
+	} else {
+		c.charge()
+	}
+}
+
+func (c *coder) refill() {
+	if c.local {
+		c.index(opGlobalGet, c.m.fuel)
+		c.index(opLocalSet, c.fuel)
+	}
+}
+
 // spend leaves the fuel minus what is pending on the stack.
 func (c *coder) spend() {
-	c.index(opLocalGet, c.fuel)
+	c.getFuel()
 	if c.pending > 0 {
 		c.out = appendS64(append(c.out, opI64Const), c.pending)
 		c.emit(opI64Sub)
@@ -68,16 +104,57 @@ func (c *coder) charge() {
 		return
 	}
 	c.spend()
-	c.index(opLocalSet, c.fuel)
+	c.setFuel()
 }
 
 // checkFuel calls the check function when the value on the stack is below 0.
 func (c *coder) checkFuel() {
 	c.emit(opI64Const, 0, opI64LtS, opIf, blockEmpty)
-	c.index(opLocalGet, c.fuel)
+	c.getFuel()
 	c.index(opCall, c.m.check)
-	c.index(opLocalSet, c.fuel)
+	if c.local {
+		c.index(opLocalSet, c.fuel)
+	} else {
+		c.emit(opDrop) // it is in the global as well
+	}
 	c.emit(opEnd)
+}
+
+// ahead is the fuel of what is certain to follow: the instructions up to the one that
+// ends the basic block, and which that is. 0 is that something stands between that is
+// charged by its size, or that the end is not the block's.
+func (c *coder) ahead() (cost int64, end byte) {
+	r := c.r
+	for r.err == nil {
+		code := r.byte()
+		cost += int64(ops[code].cost)
+		switch i := ops[code].imm; i {
+		case immNone:
+		case immLocal, immGlobal:
+			r.u32()
+		case immI32:
+			r.signed(32)
+		case immI64:
+			r.signed(64)
+		case immF32:
+			r.bytes(4)
+		case immF64:
+			r.bytes(8)
+		case immMemArg:
+			r.u32()
+			r.u32()
+		case immLabel, immLabels, immReturn, immFunc, immIndirect, immElse, immEnd:
+			return cost, code
+		case immBlock:
+			if code != opBlock {
+				return cost, code
+			}
+			r.signed(33)
+		default:
+			return 0, code
+		}
+	}
+	return 0, 0
 }
 
 // body rewrites the instructions up to the end of the body; r stands behind the
@@ -199,20 +276,39 @@ func (c *coder) open(code byte, start int) {
 	if code == opLoop {
 		f.arity, f.jumps = params, c.dispatch()
 		c.checks = true
+		c.loops = c.loops || f.jumps == nil
 	}
 	c.size.open(code, params+results)
 	c.frames = append(c.frames, f)
 	if code == opBlock || c.plain || c.r.err != nil {
 		return
 	}
+	arm := int64(0)
+	if code == opIf {
+		arm = c.arm()
+	}
 	text := c.r.buf[start:c.r.pos]
 	c.copy(len(text))
+	c.pending += arm
 	c.charge()
+	c.pending = -arm
 	c.out = append(c.out, text...)
 	if code == opLoop && f.jumps == nil {
-		c.index(opLocalGet, c.fuel)
+		c.getFuel()
 		c.checkFuel()
 	}
+}
+
+// smallArm bounds what an arm may use that is charged before the if, taken or not.
+const smallArm = 4
+
+// arm is the fuel of the arm that follows when it only jumps, as most arms of Go do:
+// a charge of its own would cost more than it takes.
+func (c *coder) arm() int64 {
+	if cost, end := c.ahead(); cost <= smallArm && (end == opBr || end == opReturn) {
+		return cost
+	}
+	return 0
 }
 
 // blockType reads a block type and returns how many values go in and out.
@@ -331,9 +427,11 @@ func (c *coder) call(start int, t funcType, emit func()) {
 		emit()
 		return
 	}
-	c.spend()
-	c.index(opGlobalSet, c.m.fuel)
+	// What follows a call is as certain as what stands before it.
+	ahead, _ := c.ahead()
+	c.pending += ahead
+	c.flush()
 	emit()
-	c.index(opGlobalGet, c.m.fuel)
-	c.index(opLocalSet, c.fuel)
+	c.refill()
+	c.pending = -ahead
 }

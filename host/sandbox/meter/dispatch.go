@@ -69,7 +69,7 @@ func (c *coder) askBefore(start int) {
 	text := c.r.buf[start:c.r.pos]
 	c.copy(len(text))
 	c.charge()
-	c.index(opLocalGet, c.fuel)
+	c.getFuel()
 	c.checkFuel()
 	c.out = append(c.out, text...)
 }

@@ -54,10 +54,13 @@ func (c *coder) function(out []byte, fn uint32, r reader) []byte {
 		m.refuse("%s has %d locals, %d are allowed: split it", m.funcName(fn), c.locals, m.cfg.Locals)
 		return out
 	}
-	c.plain = len(r.buf) <= smallBody
+	c.plain, c.local = len(r.buf) <= smallBody, false
 	c.run(r, len(t.results))
 	if c.plain && (c.calls || c.checks || c.cost > smallCost) {
-		c.plain = false
+		c.plain, c.local = false, c.loops
+		c.run(r, len(t.results))
+	} else if !c.plain && c.loops {
+		c.local = true
 		c.run(r, len(t.results))
 	}
 	if c.r.err != nil {
@@ -81,9 +84,9 @@ func (c *coder) function(out []byte, fn uint32, r reader) []byte {
 func (c *coder) run(r reader, results int) {
 	c.r, c.out = r, c.out[:0]
 	c.pending, c.cost, c.size = 0, 0, bodySize{}
-	c.calls, c.checks, c.wrapped = false, false, false
+	c.calls, c.checks, c.loops, c.wrapped = false, false, false, false
 	c.constEnd, c.setEnd = -1, -1
-	c.fuel, c.tmp, c.depth = uint32(c.locals), uint32(c.locals)+1, uint32(c.locals)+2
+	c.tmp, c.fuel = uint32(c.locals), uint32(c.locals)+1
 	c.body(results)
 }
 
@@ -110,36 +113,34 @@ func (c *coder) weight() int64 {
 
 // prologue returns the locals and what runs when the function is entered.
 func (c *coder) prologue(groups int, declared []byte, fn uint32) []byte {
-	added := []byte{1, typeI64, 1, typeI32, 1, typeI64} // fuel, tmp, depth
+	added := []byte{1, typeI32, 1, typeI64} // tmp, fuel
 	switch {
 	case c.plain:
 		added = nil
-	case !c.calls:
-		added = added[:4]
+	case !c.local:
+		added = added[:2]
 	}
 	head := append(appendU32(nil, uint32(groups+len(added)/2)), declared...)
-	body := coder{m: c.m, fuel: c.fuel, out: append(head, added...)}
+	body := coder{m: c.m, local: c.local, fuel: c.fuel, out: append(head, added...)}
+	if c.local {
+		body.refill()
+	}
 	switch {
 	case c.plain && c.cost > 0:
-		body.index(opGlobalGet, c.m.fuel)
-		body.out = appendS64(append(body.out, opI64Const), c.cost)
-		body.emit(opI64Sub)
-		body.index(opGlobalSet, c.m.fuel)
+		body.pending = c.cost
+		body.charge()
 	case c.plain:
 	case c.calls:
 		body.index(opGlobalGet, c.m.depth)
 		body.out = appendS64(append(body.out, opI64Const), c.weight())
 		body.emit(opI64Sub)
-		body.index(opLocalTee, c.depth)
 		body.index(opGlobalSet, c.m.depth)
-		body.index(opLocalGet, c.depth)
-		body.index(opGlobalGet, c.m.fuel)
-		body.index(opLocalTee, c.fuel)
+		body.index(opGlobalGet, c.m.depth)
+		body.getFuel()
 		body.emit(opI64Or)
 		body.checkFuel()
 	default:
-		body.index(opGlobalGet, c.m.fuel)
-		body.index(opLocalTee, c.fuel)
+		body.getFuel()
 		body.checkFuel()
 	}
 	if c.wrapped && !c.plain {
@@ -158,10 +159,9 @@ func (c *coder) epilogue() {
 		c.charge()
 		c.emit(opEnd)
 	}
-	c.spend()
-	c.index(opGlobalSet, c.m.fuel)
+	c.flush()
 	if c.calls {
-		c.index(opLocalGet, c.depth)
+		c.index(opGlobalGet, c.m.depth)
 		c.out = appendS64(append(c.out, opI64Const), c.weight())
 		c.emit(opI64Add)
 		c.index(opGlobalSet, c.m.depth)

@@ -1,11 +1,14 @@
 package meter
 
 import (
+	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -45,27 +48,35 @@ func deep(n int32) int32 {
 func main() {}
 `
 
-// buildGoGuest compiles the module above.
+// buildGoGuest compiles the module above, once for all tests.
 func buildGoGuest(t testing.TB) []byte {
 	t.Helper()
-	dir := t.TempDir()
+	wasm, err := builtGuest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return wasm
+}
+
+var builtGuest = sync.OnceValues(func() (wasm []byte, err error) {
+	dir, err := os.MkdirTemp("", "guest")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	for name, text := range map[string]string{"go.mod": "module guest\n\ngo 1.26\n", "main.go": goGuest} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
-			t.Fatal(err)
+			return nil, err
 		}
 	}
 	build := exec.Command("go", "build", "-buildmode=c-shared", "-o", "guest.wasm", ".")
 	build.Dir = dir
 	build.Env = append(os.Environ(), "GOOS=wasip1", "GOARCH=wasm", "GOWORK=off", "GOFLAGS=-buildvcs=false")
 	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build the guest: %v\n%s", err, out)
+		return nil, fmt.Errorf("build the guest: %w\n%s", err, out)
 	}
-	wasm, err := os.ReadFile(filepath.Join(dir, "guest.wasm"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return wasm
-}
+	return os.ReadFile(filepath.Join(dir, "guest.wasm"))
+})
 
 // TestGoGuest: a Go module returns the same plain and metered; its recursion
 // ends at the depth limit; a trap names its functions.

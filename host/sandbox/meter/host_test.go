@@ -25,9 +25,13 @@ type testHost struct {
 	lenient  bool  // let a module that is too deep go on
 }
 
+// compiled keeps code for other tests that use the same module.
+var compiled = wazero.NewCompilationCache()
+
 func newTestHost(t *testing.T) *testHost {
 	ctx := t.Context()
-	h := &testHost{runtime: wazero.NewRuntimeWithConfig(ctx, wazero.NewRuntimeConfig().WithCoreFeatures(api.CoreFeaturesV2))}
+	h := &testHost{runtime: wazero.NewRuntimeWithConfig(ctx, wazero.NewRuntimeConfig().
+		WithCoreFeatures(api.CoreFeaturesV2).WithCompilationCache(compiled))}
 	t.Cleanup(func() { h.runtime.Close(context.Background()) })
 	_, err := h.runtime.NewHostModuleBuilder(YieldModule).NewFunctionBuilder().
 		WithGoModuleFunction(api.GoModuleFunc(h.yield), nil, nil).Export(YieldName).Instantiate(ctx)

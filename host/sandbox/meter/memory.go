@@ -61,7 +61,8 @@ func (c *coder) chargeAmount(start int, mask int32, shiftOp byte, shift int64) {
 	c.emit(opI32And, opI64ExtendU)
 	c.out = appendS64(append(c.out, opI64Const), shift)
 	c.emit(shiftOp, opI64Sub)
-	c.index(opLocalTee, c.fuel)
+	c.setFuel()
+	c.getFuel()
 	c.checkFuel()
 	c.out = append(c.out, text...)
 }
@@ -90,17 +91,15 @@ func (c *coder) inPieces(start int, added uint32) {
 	c.emit(opI32GtU, opIf)
 	c.out = appendS64(c.out, int64(c.m.bulkType))
 	pending := c.pending
-	c.spend()
-	c.index(opGlobalSet, c.m.fuel)
+	c.flush()
 	c.index(opCall, c.m.check+added)
-	c.index(opGlobalGet, c.m.fuel)
-	c.index(opLocalSet, c.fuel)
+	c.refill()
 	c.emit(opElse)
 	c.pending = pending
 	c.spend()
 	c.index(opLocalGet, c.tmp)
 	c.emit(opI64ExtendU, opI64Const, bytesShift, opI64ShrU, opI64Sub)
-	c.index(opLocalSet, c.fuel)
+	c.setFuel()
 	c.out = append(c.out, text...)
 	c.emit(opEnd)
 }

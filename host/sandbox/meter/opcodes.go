@@ -44,6 +44,7 @@ const (
 	opReturn      = 0x0f
 	opCall        = 0x10
 	opIndirect    = 0x11
+	opDrop        = 0x1a
 	opSelect      = 0x1b
 	opSelectT     = 0x1c
 	opLocalGet    = 0x20
