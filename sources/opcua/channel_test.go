@@ -203,12 +203,10 @@ func (s *wireServer) sealed(kind string, id uint32, res any) ([][]byte, error) {
 		if s.shown != nil {
 			with = *s.shown
 		}
-		if with.own != nil {
-			cert := *with.own.cert
-			cert.Raw = slices.Concat(cert.Raw, s.issuers)
-			with.own = &identity{cert: &cert, key: with.own.key}
-		}
 		c := &channel{guard: with, sequence: s.sequence}
+		if with.own != nil {
+			c.certs = slices.Concat(with.own.cert.Raw, s.issuers)
+		}
 		frames, err := c.chunks(kind, 7, nil, id, append(body, service...))
 		s.sequence = c.sequence
 		return frames, err
@@ -530,7 +528,7 @@ func FuzzChunk(f *testing.F) {
 	f.Add(raw('A', 1, []byte{0, 0, 4, 0x80}), true)
 	f.Add(raw('C', 1, nil), false)
 	f.Add(errorMessage(1, "x"), false)
-	f.Add(protection{policy: ua.SecurityPolicyURINone, mode: ua.MessageSecurityModeNone}.openHead(7), false)
+	f.Add(protection{policy: ua.SecurityPolicyURINone, mode: ua.MessageSecurityModeNone}.openHead(7, nil), false)
 	f.Add([]byte("OPNF\x10\x00\x00\x00\x07\x00\x00\x00\xff\xff\xff\x7f"), true)
 	f.Fuzz(func(t *testing.T, b []byte, secured bool) {
 		guard := protection{policy: ua.SecurityPolicyURINone, mode: ua.MessageSecurityModeNone}

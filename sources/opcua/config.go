@@ -15,9 +15,10 @@ type Config struct {
 	// AllowDeprecatedPolicies permits Basic256, which the OPC Foundation withdrew.
 	AllowDeprecatedPolicies bool `yaml:"allow_deprecated_policies"`
 	// CertificatePath and PrivateKeyPath hold our application certificate (PEM
-	// or DER) and its RSA key (PKCS#1 or PKCS#8, PEM or DER). Both are made at
-	// the first start when neither exists, and a certificate that we made is
-	// renewed CertificateRenewDays before it expires.
+	// or DER) and its RSA key (PKCS#1 or PKCS#8, PEM or DER). Certificates of its
+	// issuers in the same file are sent with it. Both are made at the first start
+	// when neither exists, and a certificate that we made is renewed
+	// CertificateRenewDays before it expires.
 	CertificatePath      string      `yaml:"certificate_path"`
 	PrivateKeyPath       string      `yaml:"private_key_path"`
 	CertificateRenewDays int         `yaml:"certificate_renew_days"`

@@ -1,10 +1,12 @@
 package opcua
 
 import (
+	"bytes"
 	"context"
 	"crypto/x509"
 	"errors"
 	"log/slog"
+	"math"
 	"net/url"
 	"slices"
 	"time"
@@ -85,13 +87,13 @@ func (d *dialer) discover(ctx context.Context) ([]*ua.EndpointDescription, error
 	endpoint := d.url.String()
 	c, err := d.dial(ctx, endpoint, protection{policy: ua.SecurityPolicyURINone, mode: ua.MessageSecurityModeNone})
 	if err != nil {
-		return nil, explain(err, endpoint, "")
+		return nil, explain(err, endpoint, nil)
 	}
 	defer c.close()
 	defer func() { d.status.Received(int(c.arrived.Load())) }()
 	res, err := call[*ua.GetEndpointsResponse](ctx, sessionTransport{c: c}, &ua.GetEndpointsRequest{EndpointURL: endpoint})
 	if err != nil {
-		return nil, explain(err, endpoint, "")
+		return nil, explain(err, endpoint, nil)
 	}
 	return res.Endpoints, nil
 }
@@ -115,12 +117,15 @@ func (d *dialer) open(ctx context.Context, ep *ua.EndpointDescription, u user, o
 	defer cancel()
 	c, err := d.dial(dialCtx, target.String(), protection{policy: ep.SecurityPolicyURI, mode: ep.SecurityMode, own: own, remote: leaf})
 	if err != nil {
-		return nil, explain(err, target.String(), own.thumbprint())
+		return nil, explain(err, target.String(), own)
+	}
+	if own != nil && len(c.certs) < len(own.chain(math.MaxInt)) {
+		d.log.Warn("server takes small messages only: not all issuers of our certificate were sent", "sent_bytes", len(c.certs))
 	}
 	resumed, err := d.activate(ctx, c, target.String(), u, own)
 	if err != nil {
 		c.close()
-		return nil, explain(err, target.String(), own.thumbprint())
+		return nil, explain(err, target.String(), own)
 	}
 	l := &link{transport: sessionTransport{c, d.session.token}, security: policyName(ep.SecurityPolicyURI) + "/" + modeName(ep.SecurityMode), resumed: resumed, arrived: c.arrived.Load}
 	l.close = func(ctx context.Context, keep bool) { d.close(ctx, c, keep) }
@@ -176,7 +181,7 @@ func (d *dialer) renewed(used *identity) bool {
 		return false
 	}
 	d.countDays(now)
-	return now.thumbprint() != used.thumbprint()
+	return !bytes.Equal(now.chain(math.MaxInt), used.chain(math.MaxInt))
 }
 
 // close ends the connection c. With keep the session stays with the server, and

@@ -56,7 +56,10 @@ type CertInfo struct {
 	NotBefore      time.Time `json:"not_before"`
 	NotAfter       time.Time `json:"not_after"`
 	Trusted        bool      `json:"trusted"`
-	Path           string    `json:"path"`
+	// Sent are the subjects of the issuers that a server is shown with our own
+	// certificate, nearest first.
+	Sent []string `json:"sent,omitempty"`
+	Path string   `json:"path"`
 }
 
 func certInfo(c *x509.Certificate, path string, trusted bool) CertInfo {
@@ -76,7 +79,11 @@ func (c Config) OwnCertificate(dir string, log *slog.Logger) (CertInfo, error) {
 	if err != nil {
 		return CertInfo{}, err
 	}
-	return certInfo(id.cert, paths.cert, true), nil
+	info := certInfo(id.cert, paths.cert, true)
+	for _, c := range id.issuers {
+		info.Sent = append(info.Sent, c.Subject.String())
+	}
+	return info, nil
 }
 
 // List returns the trusted and the rejected server certificates, by thumbprint.
