@@ -137,8 +137,8 @@ type NodeConfig struct {
 type EventConfig struct {
 	NodeID string `yaml:"node_id"` // i=2253 is the Server object: all events
 	// Fields are browse paths of event fields: Message, Severity,
-	// EnabledState/Id. Time, EventType, SourceName, Message and Severity are
-	// always selected.
+	// ActiveState/Id, AckedState/Id, and ConditionId, which tells alarms apart. Time,
+	// EventType, SourceName, Message, Severity and EventId are always selected.
 	Fields      []string `yaml:"fields"`
 	EventType   string   `yaml:"event_type"` // node id; "" is BaseEventType
 	MinSeverity int      `yaml:"min_severity"`

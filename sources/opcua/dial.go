@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"math"
 	"net/url"
+	"os"
 	"slices"
 	"time"
 
@@ -51,7 +52,7 @@ func (d *dialer) connect(ctx context.Context) (*link, error) {
 	}
 	secured := ep.SecurityMode != ua.MessageSecurityModeNone
 	if secured || u.policy != ua.SecurityPolicyURINone && d.cfg.Username != "" {
-		if d.chain, err = d.cfg.CertStore(d.dir).check(d.cfg, d.url.Hostname(), ep.ServerCertificate); err != nil {
+		if d.chain, err = d.cfg.CertStore(d.dir).check(d.cfg, d.url.Host, ep.ServerCertificate); err != nil {
 			return nil, err
 		}
 		d.countDays(nil)
@@ -127,7 +128,7 @@ func (d *dialer) open(ctx context.Context, ep *ua.EndpointDescription, u user, o
 		c.close()
 		return nil, explain(err, target.String(), own)
 	}
-	l := &link{transport: sessionTransport{c, d.session.token}, security: policyName(ep.SecurityPolicyURI) + "/" + modeName(ep.SecurityMode), resumed: resumed, arrived: c.arrived.Load}
+	l := &link{transport: sessionTransport{c, d.session.token}, security: policyName(ep.SecurityPolicyURI) + "/" + modeName(ep.SecurityMode), resumed: resumed, idle: d.session.idle, arrived: c.arrived.Load}
 	l.close = func(ctx context.Context, keep bool) { d.close(ctx, c, keep) }
 	if own != nil && d.own == own {
 		l.renewed = func() bool { return d.renewed(own) }
@@ -175,6 +176,11 @@ func (d *dialer) countDays(own *identity) {
 
 // renewed looks at our certificate again, and renews it when it is due.
 func (d *dialer) renewed(used *identity) bool {
+	// Every minute: what was said of the file when it was read is not said again.
+	if b, err := os.ReadFile(d.cfg.ownPaths(d.dir).cert); err == nil && bytes.Equal(b, used.file) && !d.cfg.renewalDue(used) {
+		d.countDays(used)
+		return false
+	}
 	now, err := ownIdentity(d.cfg, d.cfg.ownPaths(d.dir), d.log)
 	if err != nil {
 		d.log.Warn("our certificate cannot be read any more; the connection goes on with the old one", "err", err)

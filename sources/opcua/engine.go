@@ -56,7 +56,8 @@ type engine struct {
 	firstAt          time.Time
 	lastAnswer       time.Time
 	lastService      time.Time
-	blockedAt        time.Time // when the pipeline was last too full for more
+	idle             time.Duration // how long the server keeps the session without a request
+	blockedAt        time.Time     // when the pipeline was last too full for more
 	nextRetry        time.Time
 	renewed          func() bool   // link.renewed
 	arrived          func() uint64 // link.arrived
@@ -100,6 +101,9 @@ func one(r abi.Record) []abi.Record { return []abi.Record{r} }
 // ended when it returns.
 func (e *engine) run(parent context.Context, l *link) error {
 	e.renewed, e.arrived = l.renewed, l.arrived
+	if e.idle = time.Duration(e.src.cfg.SessionTimeoutSeconds) * time.Second; l.idle > 0 {
+		e.idle = min(e.idle, l.idle)
+	}
 	ctx, cancel := context.WithCancelCause(parent)
 	defer func() {
 		cancel(context.Canceled)
@@ -405,6 +409,7 @@ func (e *engine) accept(sub *subscription, m *ua.NotificationMessage) {
 				case it == nil || it.event == nil:
 				case it.modelChange:
 					e.src.plan.changed = e.src.plan.changed || tellsModelChange(ev.EventFields)
+				case it.refreshEvent(sub, ev.EventFields):
 				default:
 					it.delivered, it.lastAt = true, now
 					out.records = append(out.records, it.eventRecord(e.src.name, &e.src.cfg, ev.EventFields, now))
@@ -430,12 +435,13 @@ func (e *engine) accept(sub *subscription, m *ua.NotificationMessage) {
 // value is not to be delivered.
 func (e *engine) value(it *item, v *ua.DataValue, now time.Time) (r abi.Record, ok bool) {
 	r = it.record(e.src.name, &e.src.cfg, v, now, &e.arena)
+	at := eventTime(v, now, e.s.skew)
 	if v.Status&overflowBits == overflowBits {
 		e.src.status.Add(metricOverflow, 1)
-		e.overflowed(it, r.EventTime)
+		e.overflowed(it, at)
 	}
 	it.delivered, it.probed, it.lastAt = true, 0, now
-	it.lastValue, it.lastCode, it.lastEvent = r.Value, r.Status, r.EventTime
+	it.lastValue, it.lastCode, it.lastEvent = r.Value, r.Status, at
 	if *it.cfg.HeartbeatSeconds > 0 {
 		it.heartbeat = r
 	}

@@ -43,18 +43,26 @@ type fakeServer struct {
 	subs       map[uint32]*fakeSub
 	nextSub    uint32
 	noSubs     bool // no subscription services at all
-	mute       bool // publish requests are never answered
-	maxItems   int  // per call; 0 is no limit
-	maxRead    int
-	maxNotify  int             // as asked for by ModifySubscription
-	weird      map[string]bool // nodes whose values cannot be decoded
-	readable   int             // notifications with more values cannot be read; 0 is no limit
-	calls      map[string]int
-	acked      []uint32
-	hold       map[uint32]bool // sequence numbers that are not sent, only kept
-	refuse     map[string]ua.StatusCode
-	noFilter   map[string]ua.StatusCode // how a filter on a node's values is refused
-	children   map[string][]string      // what a browse finds below a folder
+	// subsRefused is how CreateSubscription is refused; 0: it is not.
+	subsRefused ua.StatusCode
+	mute        bool // publish requests are never answered
+	maxItems    int  // per call; 0 is no limit
+	maxRead     int
+	maxNotify   int             // as asked for by ModifySubscription
+	weird       map[string]bool // nodes whose values cannot be decoded
+	readable    int             // notifications with more values cannot be read; 0 is no limit
+	calls       map[string]int
+	acked       []uint32
+	hold        map[uint32]bool // sequence numbers that are not sent, only kept
+	refuse      map[string]ua.StatusCode
+	noFilter    map[string]ua.StatusCode // how a filter on a node's values is refused
+	children    map[string][]string      // what a browse finds below a folder
+	skew        time.Duration            // its clock is ahead of ours
+	history     map[string][]*ua.DataValue
+	idle        time.Duration // a session without a request for longer is closed; 0: never
+	asked       time.Time
+	expired     int    // how often that was so
+	queues      uint32 // most that it grants as a queue; 0 is no limit
 }
 
 type fakeSub struct {
@@ -79,7 +87,8 @@ func (f *fakeServer) connect(resumed *bool) func(context.Context) (*link, error)
 	return func(context.Context) (*link, error) {
 		f.mu.Lock()
 		f.down = make(chan struct{})
-		l := &link{transport: f, security: "None/None", resumed: *resumed}
+		l := &link{transport: f, security: "None/None", resumed: *resumed, idle: f.idle}
+		f.asked = time.Now()
 		f.mu.Unlock()
 		*resumed = true
 		l.close = func(context.Context, bool) { f.cut() }
@@ -107,6 +116,9 @@ func (f *fakeServer) set(node string, v any) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.values[node] = v
+	if f.history[node] != nil {
+		f.history[node] = append(f.history[node], f.value(node))
+	}
 	for _, s := range f.subs {
 		for h, n := range s.items {
 			if n == node {
@@ -117,14 +129,20 @@ func (f *fakeServer) set(node string, v any) {
 	f.changed()
 }
 
-// raise sends an event of a standard type from node to everyone who monitors it.
+// raise sends an event of a standard type from node to everyone who monitors it
+// for changes of the address space.
 func (f *fakeServer) raise(node string, eventType uint32) {
+	f.raiseFields(node, ua.MustVariant(ns0(eventType)))
+}
+
+// raiseFields sends an event of these fields.
+func (f *fakeServer) raiseFields(node string, fields ...*ua.Variant) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, s := range f.subs {
 		for h, n := range s.items {
 			if n == node {
-				s.events = append(s.events, &ua.EventFieldList{ClientHandle: h, EventFields: []*ua.Variant{ua.MustVariant(ns0(eventType))}})
+				s.events = append(s.events, &ua.EventFieldList{ClientHandle: h, EventFields: fields})
 			}
 		}
 	}
@@ -161,13 +179,20 @@ func (f *fakeServer) value(node string) *ua.DataValue {
 	if !ok {
 		return &ua.DataValue{Value: &ua.Variant{}, Status: ua.StatusBadNodeIDUnknown}
 	}
-	now := time.Now()
+	now := f.clock()
 	return &ua.DataValue{Value: ua.MustVariant(v), SourceTimestamp: now, ServerTimestamp: now}
 }
+
+// clock is the server's, in the steps of the wire.
+func (f *fakeServer) clock() time.Time { return time.Now().Add(f.skew).Truncate(100) }
 
 func (f *fakeServer) Send(ctx context.Context, req ua.Request) (ua.Response, error) {
 	f.mu.Lock()
 	down := f.down
+	if f.idle > 0 && time.Since(f.asked) > f.idle {
+		f.expired++
+	}
+	f.asked = time.Now()
 	f.mu.Unlock()
 	select {
 	case <-down:
@@ -188,6 +213,9 @@ func (f *fakeServer) Send(ctx context.Context, req ua.Request) (ua.Response, err
 		f.calls["CreateSubscription"]++
 		if f.noSubs {
 			return nil, ua.StatusBadServiceUnsupported
+		}
+		if f.subsRefused != 0 {
+			return nil, f.subsRefused
 		}
 		f.nextSub++
 		interval := time.Duration(r.RequestedPublishingInterval) * time.Millisecond
@@ -239,9 +267,32 @@ func (f *fakeServer) Send(ctx context.Context, req ua.Request) (ua.Response, err
 	case *ua.SetPublishingModeRequest:
 		f.calls["SetPublishingMode"]++
 		return &ua.SetPublishingModeResponse{Results: make([]ua.StatusCode, len(r.SubscriptionIDs))}, nil
+	case *ua.HistoryReadRequest:
+		return f.readHistory(r), nil
+	case *ua.CallRequest:
+		if r.MethodsToCall[0].MethodID.IntID() != idConditionRefresh {
+			return nil, ua.StatusBadServiceUnsupported
+		}
+		f.calls["ConditionRefresh"]++
+		return &ua.CallResponse{Results: []*ua.CallMethodResult{{}}}, nil
 	default:
 		return nil, ua.StatusBadServiceUnsupported
 	}
+}
+
+func (f *fakeServer) readHistory(r *ua.HistoryReadRequest) *ua.HistoryReadResponse {
+	details := r.HistoryReadDetails.Value.(*ua.ReadRawModifiedDetails)
+	out := &ua.HistoryReadResponse{}
+	for _, n := range r.NodesToRead {
+		data := &ua.HistoryData{}
+		for _, v := range f.history[n.NodeID.String()] {
+			if t := v.SourceTimestamp; !t.Before(details.StartTime) && t.Before(details.EndTime) {
+				data.DataValues = append(data.DataValues, v)
+			}
+		}
+		out.Results = append(out.Results, &ua.HistoryReadResult{HistoryData: &ua.ExtensionObject{Value: data}})
+	}
+	return out
 }
 
 func (f *fakeServer) read(r *ua.ReadRequest) (ua.Response, error) {
@@ -262,6 +313,10 @@ func (f *fakeServer) read(r *ua.ReadRequest) (ua.Response, error) {
 			v = &ua.DataValue{Value: ua.MustVariant(f.namespaces)}
 		case n.NodeID.Namespace() == 0 && n.NodeID.IntID() == idServerStartTime:
 			v = &ua.DataValue{Value: ua.MustVariant(f.started)}
+		case n.NodeID.Namespace() == 0 && n.NodeID.IntID() == idServerCurrentTime:
+			v = &ua.DataValue{Value: ua.MustVariant(f.clock())}
+		case n.AttributeID == ua.AttributeIDHistorizing && f.history[id] != nil:
+			v = &ua.DataValue{Value: ua.MustVariant(true)}
 		case n.NodeID.Namespace() == 0 && n.NodeID.IntID() == idServerState:
 			v = &ua.DataValue{Value: ua.MustVariant(int32(0))}
 		case n.AttributeID == ua.AttributeIDNodeClass && f.children[id] != nil:
@@ -286,7 +341,10 @@ func (f *fakeServer) createItems(r *ua.CreateMonitoredItemsRequest) (ua.Response
 	out := &ua.CreateMonitoredItemsResponse{}
 	for _, it := range r.ItemsToCreate {
 		node, handle := it.ItemToMonitor.NodeID.String(), it.RequestedParameters.ClientHandle
-		res := &ua.MonitoredItemCreateResult{MonitoredItemID: handle, RevisedSamplingInterval: it.RequestedParameters.SamplingInterval}
+		res := &ua.MonitoredItemCreateResult{MonitoredItemID: handle, RevisedSamplingInterval: it.RequestedParameters.SamplingInterval, RevisedQueueSize: it.RequestedParameters.QueueSize}
+		if f.queues > 0 {
+			res.RevisedQueueSize = min(res.RevisedQueueSize, f.queues)
+		}
 		if _, ok := f.values[node]; !ok {
 			res.StatusCode = ua.StatusBadNodeIDUnknown
 		} else if st := f.refuse[node]; st != 0 {

@@ -37,6 +37,7 @@ type identity struct {
 	// that trust a CA far above need those between.
 	issuers []*x509.Certificate
 	key     *rsa.PrivateKey
+	file    []byte // that the certificates are from
 }
 
 // chain is what a server is shown: the certificate and as many of its issuers as
@@ -210,7 +211,7 @@ func loadIdentity(certPath, keyPath string, log *slog.Logger) (*identity, error)
 	}
 	kb, err := os.ReadFile(keyPath)
 	if err != nil {
-		return nil, fmt.Errorf("read private key: %w", err)
+		return nil, fmt.Errorf("read private key: %w; edgehost's user must be able to read it", err)
 	}
 	key, err := parseKey(kb)
 	if err != nil {
@@ -226,7 +227,13 @@ func loadIdentity(certPath, keyPath string, log *slog.Logger) (*identity, error)
 	if st, err := os.Stat(keyPath); err == nil && st.Mode().Perm()&0o077 != 0 {
 		log.Warn("private key is readable by others; chmod 600 it", "path", keyPath, "mode", st.Mode().Perm().String())
 	}
+	id.file = cb
 	return id, nil
+}
+
+// renewalDue reports whether a certificate that we made is to be replaced.
+func (c Config) renewalDue(id *identity) bool {
+	return selfMade(id.cert) && time.Until(id.cert.NotAfter) <= time.Duration(c.CertificateRenewDays)*24*time.Hour
 }
 
 // ownIdentity returns our application identity. It is made when neither file
@@ -263,12 +270,10 @@ func ownIdentity(c Config, paths ownPaths, log *slog.Logger) (*identity, error) 
 		log.Warn("application_uri differs from the certificate's; the certificate's is announced, since servers compare them",
 			"configured", c.ApplicationURI, "certificate", uri)
 	}
-	left := time.Until(id.cert.NotAfter)
-	if left > time.Duration(c.CertificateRenewDays)*24*time.Hour {
-		return id, nil
-	}
-	if !selfMade(id.cert) {
-		log.Warn("our OPC UA certificate expires soon; replace the file, it is picked up without a restart", "path", paths.cert, "expires", id.cert.NotAfter)
+	if !c.renewalDue(id) {
+		if left := time.Until(id.cert.NotAfter); left <= time.Duration(c.CertificateRenewDays)*24*time.Hour {
+			log.Warn("our OPC UA certificate expires soon; replace the file, it is picked up without a restart", "path", paths.cert, "expires", id.cert.NotAfter)
+		}
 		return id, nil
 	}
 	if err := writeFile(paths.cert+".old", id.cert.Raw, 0o644); err != nil {
@@ -343,7 +348,7 @@ func makeCertificate(key *rsa.PrivateKey, uri, path string) (*identity, error) {
 	if err := writeFile(path, body, 0o644); err != nil {
 		return nil, err
 	}
-	return &identity{cert: cert, key: key}, nil
+	return &identity{cert: cert, key: key, file: body}, nil
 }
 
 // writeFile writes a file whole or not at all.

@@ -125,10 +125,11 @@ func TestTrust(t *testing.T) {
 	conf := func(mode string) Config {
 		return Config{Trust: TrustConfig{Mode: mode, Dir: filepath.Join(dir, mode, "trusted"), ServerCertificatePath: pin}}
 	}
-	check := func(c Config, cert *x509.Certificate) error {
-		_, err := c.CertStore(dir).check(c, "plc:4840", cert.Raw)
+	at := func(address string, c Config, cert *x509.Certificate) error {
+		_, err := c.CertStore(dir).check(c, address, cert.Raw)
 		return err
 	}
+	check := func(c Config, cert *x509.Certificate) error { return at("plc:4840", c, cert) }
 	refused := func(err error, says string) {
 		t.Helper()
 		if err == nil || !strings.Contains(err.Error(), says) {
@@ -165,7 +166,12 @@ func TestTrust(t *testing.T) {
 	if err := check(tofu, a); err != nil {
 		t.Errorf("second use refused: %v", err)
 	}
-	refused(check(tofu, b), "changed")
+	refused(check(tofu, b), "changed from "+Thumbprint(a.Raw)+" to "+Thumbprint(b.Raw))
+	// Another server of the same machine has its own first use, and its own change.
+	if err := at("plc:4841", tofu, b); err != nil {
+		t.Errorf("the server at the other port refused: %v", err)
+	}
+	refused(at("plc:4841", tofu, selfSigned(t, time.Now().Add(time.Hour))), "changed from "+Thumbprint(b.Raw))
 	refused(check(conf("ca"), a), "not issued by a CA")
 	refused(check(list, expired), "valid from")
 	if err := check(conf("insecure"), expired); err != nil {
@@ -173,7 +179,10 @@ func TestTrust(t *testing.T) {
 	}
 	host := conf("pin")
 	host.Trust.CheckHostname = true
-	refused(check(host, a), "not for host")
+	if err := check(host, a); err != nil {
+		t.Errorf("the host that the certificate names: %v", err)
+	}
+	refused(at("other:4840", host, a), "not for host other")
 }
 
 func TestTrustCA(t *testing.T) {

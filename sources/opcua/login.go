@@ -57,6 +57,9 @@ type serverSession struct {
 	// none and none is needed.
 	cert  []byte
 	nonce []byte // that the next signature must hold
+	// idle is how long the server keeps the session without a request, as it revised
+	// what we asked for.
+	idle time.Duration
 }
 
 // createSession makes a session over c, and has the server prove that it holds
@@ -101,7 +104,8 @@ func (d *dialer) createSession(ctx context.Context, c *channel, endpoint string,
 	if res.AuthenticationToken == nil {
 		return nil, errors.New("create session: server gives no token for it")
 	}
-	return &serverSession{token: res.AuthenticationToken, cert: shown, nonce: res.ServerNonce}, nil
+	return &serverSession{token: res.AuthenticationToken, cert: shown, nonce: res.ServerNonce,
+		idle: time.Duration(res.RevisedSessionTimeout * float64(time.Millisecond))}, nil
 }
 
 // activate makes s the session of c, for u. The server proves nothing more: it

@@ -94,7 +94,7 @@ func keepClock(old, now *plan) {
 }
 
 // rememberClock takes the time of the last run's last batch as that of the last
-// value of every item. Values can have waited on the server before it, so it is
+// value of every item, by the server's clock. Values can have waited on the server before it, so it is
 // put back a little: history may repeat a value, but skips none.
 func (e *engine) rememberClock(p resumePoint) {
 	if p.At == 0 {
@@ -102,7 +102,7 @@ func (e *engine) rememberClock(p resumePoint) {
 	}
 	back := 2*e.src.cfg.publishingInterval() + time.Second
 	for _, it := range e.src.plan.items {
-		it.lastEvent = p.At - back.Microseconds()
+		it.lastEvent = p.At + (e.s.skew - back).Microseconds()
 	}
 }
 

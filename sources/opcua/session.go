@@ -22,6 +22,7 @@ const (
 	idServer                 = 2253
 	idNamespaceArray         = 2255
 	idServerStartTime        = 2257
+	idServerCurrentTime      = 2258
 	idServerState            = 2259
 	idMaxBrowseContinuation  = 2735
 	idMaxNodesPerRead        = 11705
@@ -58,14 +59,17 @@ type session struct {
 	lim     limits
 	ns      []string
 	started time.Time // when the server started; zero when it does not say
-	types   *typeSystem
+	// skew is how far the server's clock is ahead of ours; 0 when it is not known or
+	// less than minSkew.
+	skew  time.Duration
+	types *typeSystem
 }
 
 // openSession reads the namespaces and limits of the server.
 func openSession(ctx context.Context, t transport, cfg Config, log *slog.Logger) (*session, error) {
 	s := &session{t: t, cfg: cfg, log: log, lim: limits{read: 10}}
 	ids := []uint32{idNamespaceArray, idServerStartTime, idMaxNodesPerRead, idMaxNodesPerBrowse, idMaxNodesPerTranslate,
-		idMaxItemsPerCall, idMaxItemsPerSub, idMaxBrowseContinuation, idMaxHistoryReadData}
+		idMaxItemsPerCall, idMaxItemsPerSub, idMaxBrowseContinuation, idMaxHistoryReadData, idServerCurrentTime}
 	var want []*ua.ReadValueID
 	for _, id := range ids {
 		want = append(want, valueOf(ns0(id)))
@@ -80,6 +84,7 @@ func openSession(ctx context.Context, t transport, cfg Config, log *slog.Logger)
 	}
 	s.ns = ns
 	s.started, _ = got[1].Value.Value().(time.Time)
+	s.measureSkew(got[9])
 	limit := func(i, configured, byDefault int) int {
 		switch n := uintOf(got[i]); {
 		case configured > 0 && n > 0:
@@ -104,6 +109,30 @@ func openSession(ctx context.Context, t transport, cfg Config, log *slog.Logger)
 	s.types = newTypeSystem()
 	return s, nil
 }
+
+// minSkew is how far two clocks are apart before it counts, and tellSkew before
+// it is worth a line in the log.
+const (
+	minSkew  = 2 * time.Second
+	tellSkew = time.Minute
+)
+
+// measureSkew compares the server's clock, which was just read, with ours.
+func (s *session) measureSkew(current *ua.DataValue) {
+	at, ok := current.Value.Value().(time.Time)
+	if !ok || at.IsZero() {
+		return
+	}
+	if skew := time.Until(exactTime(at)); skew.Abs() > minSkew {
+		s.skew = skew
+	}
+	if s.skew.Abs() > tellSkew {
+		s.log.Warn("the server's clock and ours differ: set one of them right, or timestamp: ingest", "server_ahead_seconds", s.skew.Seconds())
+	}
+}
+
+// now is the time by the server's clock.
+func (s *session) now() time.Time { return time.Now().Add(s.skew) }
 
 func uintOf(v *ua.DataValue) int {
 	switch n := v.Value.Value().(type) {
