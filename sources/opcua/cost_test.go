@@ -58,7 +58,7 @@ func ourCost(t *testing.T, url string, items int, measure time.Duration) float64
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- src.Run(ctx, emit) }()
-	eventually(t, "connected", 30*time.Second, func() bool { return status.Snapshot().State == sources.Connected })
+	eventually(t, "connected", func() bool { return status.Snapshot().State == sources.Connected })
 	before, records := cpu(t), status.Snapshot().Records
 	wait(measure)
 	used, got := cpu(t)-before, status.Snapshot().Records-records
