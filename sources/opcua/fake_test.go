@@ -63,11 +63,16 @@ type fakeServer struct {
 	asked       time.Time
 	expired     int    // how often that was so
 	queues      uint32 // most that it grants as a queue; 0 is no limit
+	slow        int    // creating more items at once takes for ever; 0: it does not
+	loseAnswer  bool   // the next answer to the creation of items, and the connection
+	nextItem    uint32
+	lists       bool // GetMonitoredItems is served
 }
 
 type fakeSub struct {
 	seq       uint32
 	items     map[uint32]string // client handle to node
+	made      map[uint32]uint32 // server's number of an item to client handle
 	queue     []*ua.MonitoredItemNotification
 	events    []*ua.EventFieldList
 	kept      map[uint32]*ua.NotificationMessage
@@ -120,8 +125,8 @@ func (f *fakeServer) set(node string, v any) {
 		f.history[node] = append(f.history[node], f.value(node))
 	}
 	for _, s := range f.subs {
-		for h, n := range s.items {
-			if n == node {
+		for _, h := range s.made {
+			if s.items[h] == node {
 				s.queue = append(s.queue, &ua.MonitoredItemNotification{ClientHandle: h, Value: f.value(node)})
 			}
 		}
@@ -202,6 +207,10 @@ func (f *fakeServer) Send(ctx context.Context, req ua.Request) (ua.Response, err
 	if p, ok := req.(*ua.PublishRequest); ok {
 		return f.publish(ctx, p, down)
 	}
+	if c, ok := req.(*ua.CreateMonitoredItemsRequest); ok && f.slow > 0 && len(c.ItemsToCreate) > f.slow {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	switch r := req.(type) {
@@ -219,7 +228,7 @@ func (f *fakeServer) Send(ctx context.Context, req ua.Request) (ua.Response, err
 		}
 		f.nextSub++
 		interval := time.Duration(r.RequestedPublishingInterval) * time.Millisecond
-		f.subs[f.nextSub] = &fakeSub{items: map[uint32]string{}, kept: map[uint32]*ua.NotificationMessage{}, interval: interval,
+		f.subs[f.nextSub] = &fakeSub{items: map[uint32]string{}, made: map[uint32]uint32{}, kept: map[uint32]*ua.NotificationMessage{}, interval: interval,
 			keepalive: interval * time.Duration(r.RequestedMaxKeepAliveCount), last: time.Now()}
 		return &ua.CreateSubscriptionResponse{SubscriptionID: f.nextSub, RevisedPublishingInterval: r.RequestedPublishingInterval,
 			RevisedLifetimeCount: r.RequestedLifetimeCount, RevisedMaxKeepAliveCount: r.RequestedMaxKeepAliveCount}, nil
@@ -259,6 +268,10 @@ func (f *fakeServer) Send(ctx context.Context, req ua.Request) (ua.Response, err
 		}
 		return &ua.DeleteSubscriptionsResponse{Results: make([]ua.StatusCode, len(r.SubscriptionIDs))}, nil
 	case *ua.DeleteMonitoredItemsRequest:
+		for _, id := range r.MonitoredItemIDs {
+			f.calls["DeleteItem"]++
+			delete(f.subs[r.SubscriptionID].made, id)
+		}
 		return &ua.DeleteMonitoredItemsResponse{Results: make([]ua.StatusCode, len(r.MonitoredItemIDs))}, nil
 	case *ua.ModifySubscriptionRequest:
 		f.calls["ModifySubscription"]++
@@ -270,11 +283,18 @@ func (f *fakeServer) Send(ctx context.Context, req ua.Request) (ua.Response, err
 	case *ua.HistoryReadRequest:
 		return f.readHistory(r), nil
 	case *ua.CallRequest:
-		if r.MethodsToCall[0].MethodID.IntID() != idConditionRefresh {
-			return nil, ua.StatusBadServiceUnsupported
+		switch m := r.MethodsToCall[0]; {
+		case m.MethodID.IntID() == idConditionRefresh:
+			f.calls["ConditionRefresh"]++
+			return &ua.CallResponse{Results: []*ua.CallMethodResult{{}}}, nil
+		case f.lists:
+			var server, client []uint32
+			for id, handle := range f.subs[m.InputArguments[0].Value().(uint32)].made {
+				server, client = append(server, id), append(client, handle)
+			}
+			return &ua.CallResponse{Results: []*ua.CallMethodResult{{OutputArguments: []*ua.Variant{ua.MustVariant(server), ua.MustVariant(client)}}}}, nil
 		}
-		f.calls["ConditionRefresh"]++
-		return &ua.CallResponse{Results: []*ua.CallMethodResult{{}}}, nil
+		return nil, ua.StatusBadServiceUnsupported
 	default:
 		return nil, ua.StatusBadServiceUnsupported
 	}
@@ -341,7 +361,8 @@ func (f *fakeServer) createItems(r *ua.CreateMonitoredItemsRequest) (ua.Response
 	out := &ua.CreateMonitoredItemsResponse{}
 	for _, it := range r.ItemsToCreate {
 		node, handle := it.ItemToMonitor.NodeID.String(), it.RequestedParameters.ClientHandle
-		res := &ua.MonitoredItemCreateResult{MonitoredItemID: handle, RevisedSamplingInterval: it.RequestedParameters.SamplingInterval, RevisedQueueSize: it.RequestedParameters.QueueSize}
+		f.nextItem++
+		res := &ua.MonitoredItemCreateResult{MonitoredItemID: f.nextItem, RevisedSamplingInterval: it.RequestedParameters.SamplingInterval, RevisedQueueSize: it.RequestedParameters.QueueSize}
 		if f.queues > 0 {
 			res.RevisedQueueSize = min(res.RevisedQueueSize, f.queues)
 		}
@@ -352,7 +373,7 @@ func (f *fakeServer) createItems(r *ua.CreateMonitoredItemsRequest) (ua.Response
 		} else if st := f.noFilter[node]; st != 0 && it.RequestedParameters.Filter != nil {
 			res.StatusCode = st
 		} else {
-			s.items[handle] = node
+			s.items[handle], s.made[f.nextItem] = node, handle
 			if it.ItemToMonitor.AttributeID != ua.AttributeIDEventNotifier {
 				s.queue = append(s.queue, &ua.MonitoredItemNotification{ClientHandle: handle, Value: f.value(node)})
 			}
@@ -360,6 +381,11 @@ func (f *fakeServer) createItems(r *ua.CreateMonitoredItemsRequest) (ua.Response
 		out.Results = append(out.Results, res)
 	}
 	f.changed()
+	if f.loseAnswer {
+		f.loseAnswer = false
+		close(f.down)
+		return nil, io.EOF
+	}
 	return out, nil
 }
 

@@ -431,7 +431,7 @@ func TestUntrustedChain(t *testing.T) {
 		says []string
 		not  []string
 	}{
-		"self-signed":    {identities()[0], nil, []string{"CA"}},
+		"self-signed":    {identities()[0], nil, []string{"issued it"}},
 		"leaf alone":     {&identity{cert: ca.leaf}, []string{trustCA, addIssuer}, nil},
 		"to the root":    {&identity{cert: ca.leaf, issuers: []*x509.Certificate{ca.issuer, ca.root}}, []string{trustCA}, []string{"append"}},
 		"below the root": {&identity{cert: ca.leaf, issuers: []*x509.Certificate{ca.issuer}}, []string{trustCA, "append the certificate of CN=plant root"}, nil},

@@ -65,8 +65,9 @@ type session struct {
 	types *typeSystem
 }
 
-// openSession reads the namespaces and limits of the server.
-func openSession(ctx context.Context, t transport, cfg Config, log *slog.Logger) (*session, error) {
+// openSession reads the namespaces and limits of the server. most bounds the
+// operations of a call beside what the server says; 0: it does not.
+func openSession(ctx context.Context, t transport, cfg Config, most int, log *slog.Logger) (*session, error) {
 	s := &session{t: t, cfg: cfg, log: log, lim: limits{read: 10}}
 	ids := []uint32{idNamespaceArray, idServerStartTime, idMaxNodesPerRead, idMaxNodesPerBrowse, idMaxNodesPerTranslate,
 		idMaxItemsPerCall, idMaxItemsPerSub, idMaxBrowseContinuation, idMaxHistoryReadData, idServerCurrentTime}
@@ -101,6 +102,11 @@ func openSession(ctx context.Context, t transport, cfg Config, log *slog.Logger)
 		read: limit(2, cfg.Limits.MaxNodesPerRead, defaultLimit), browse: limit(3, cfg.Limits.MaxNodesPerBrowse, defaultLargeLimit),
 		translate: limit(4, 0, defaultLargeLimit), items: limit(5, cfg.Limits.MaxItemsPerCall, defaultLimit),
 		perSubscription: limit(6, cfg.Limits.MaxItemsPerSubscription, 0), continuation: limit(7, 0, 0), history: limit(8, 0, 100),
+	}
+	if most > 0 {
+		for _, n := range []*int{&s.lim.read, &s.lim.browse, &s.lim.translate, &s.lim.items, &s.lim.history} {
+			*n = min(*n, most)
+		}
 	}
 	// A browse of n nodes may open n continuation points.
 	if s.lim.continuation > 0 {
@@ -151,6 +157,23 @@ func attrOf(id *ua.NodeID, a ua.AttributeID) *ua.ReadValueID {
 	return &ua.ReadValueID{NodeID: id, AttributeID: a, DataEncoding: &ua.QualifiedName{}}
 }
 
+// errUnanswered is a request without an answer in time.
+var errUnanswered = errors.New("server does not answer in time")
+
+// slowError is a call of many operations without an answer in time: the connection
+// is lost, or the server needs longer for so many. The next connection asks for
+// fewer at once.
+type slowError struct {
+	operations int
+	err        error
+}
+
+func (e *slowError) Error() string { return fmt.Sprintf("call of %d: %s", e.operations, e.err) }
+func (e *slowError) Unwrap() error { return e.err }
+
+// leastChunk is how few operations in one call are few enough for any server.
+const leastChunk = 50
+
 // inChunks calls do with at most *limit of list at a time, and halves *limit
 // for good when the server finds that too much.
 func inChunks[T any](list []T, limit *int, do func(part []T) error) error {
@@ -160,6 +183,9 @@ func inChunks[T any](list []T, limit *int, do func(part []T) error) error {
 		if tooMuch(err) && n > 1 {
 			*limit = n / 2
 			continue
+		}
+		if errors.Is(err, errUnanswered) {
+			return &slowError{operations: n, err: err}
 		}
 		if err != nil {
 			return err
@@ -175,7 +201,7 @@ func do[T ua.Response](ctx context.Context, s *session, req ua.Request) (T, erro
 	defer cancel()
 	res, err := call[T](ctx, s.t, req)
 	if err != nil && errors.Is(err, context.DeadlineExceeded) {
-		return res, fmt.Errorf("server does not answer %T within %s: %w", req, s.cfg.requestTimeout(), err)
+		return res, fmt.Errorf("%w: %T within %s: %w", errUnanswered, req, s.cfg.requestTimeout(), err)
 	}
 	return res, err
 }

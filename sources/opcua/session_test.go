@@ -2,6 +2,7 @@ package opcua
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"log/slog"
 	"path/filepath"
@@ -129,6 +130,65 @@ func TestRevisionsAreTold(t *testing.T) {
 			t.Errorf("said %s", s)
 		}
 	})
+}
+
+// TestSlowServer: a server that needs longer than the time-out for so many items is
+// asked for fewer at once by the next connections, until it answers.
+func TestSlowServer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeServer()
+		cfg := nodes()
+		for i := range 400 {
+			id := fmt.Sprintf("ns=1;s=n%d", i)
+			f.values[id] = uint32(0)
+			cfg.Nodes = append(cfg.Nodes, NodeConfig{NodeID: id})
+		}
+		f.slow = 120
+		src, status := fakeSource(t, f, cfg, nil)
+		p := &pipe{}
+		runs := 0
+		for ; runs < 10 && len(p.all()) == 0; runs++ {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			_ = src.Run(ctx, p.emit)
+			cancel()
+		}
+		if runs != 3 || len(p.all()) != 400 || src.most != 100 {
+			t.Errorf("after %d connections %d values, at most %d at once; want 3, 400 and 100: %+v", runs, len(p.all()), src.most, status.Snapshot())
+		}
+	})
+}
+
+// TestLostAnswerToCreation: items that the server made without our hearing of it are
+// deleted, by their numbers where the server tells them and with their subscription
+// where not; no value comes twice.
+func TestLostAnswerToCreation(t *testing.T) {
+	for name, lists := range map[string]bool{"listed": true, "not listed": false} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := newFakeServer()
+				f.values["ns=1;s=a"], f.values["ns=1;s=b"], f.lists, f.loseAnswer = uint32(0), uint32(0), lists, true
+				src, _ := fakeSource(t, f, nodes("ns=1;s=a", "ns=1;s=b"), nil)
+				p := &pipe{}
+				if err := src.Run(t.Context(), p.emit); err == nil {
+					t.Fatal("the lost connection is not noticed")
+				}
+				_ = play(t, src, p.emit, func() {
+					time.Sleep(3 * time.Second)
+					f.set("ns=1;s=a", uint32(7))
+					time.Sleep(3 * time.Second)
+				})
+				sevens := 0
+				for _, r := range p.all() {
+					if r.Value.AsUint() == 7 {
+						sevens++
+					}
+				}
+				if deleted := f.count("DeleteItem"); sevens != 1 || lists != (deleted == 2) || len(f.subs) != 1 {
+					t.Errorf("the value came %d times, %d items deleted, %d subscriptions", sevens, deleted, len(f.subs))
+				}
+			})
+		})
+	}
 }
 
 // TestNoFreeSubscription: the words say what to do.

@@ -36,6 +36,9 @@ type subscription struct {
 	durable   atomic.Uint32
 
 	refresh bool // the server is to repeat its conditions
+	// doubtful says that the server may have made items that we do not know of: the
+	// answer was lost with the connection.
+	doubtful bool
 
 	lastAt time.Time // when the last response came
 	gone   bool      // the server no longer has it
@@ -195,6 +198,7 @@ func (e *engine) createIn(ctx context.Context, sub *subscription, items []*item)
 		}
 		res, err := do[*ua.CreateMonitoredItemsResponse](ctx, e.s, req)
 		if err != nil {
+			sub.doubtful = sub.doubtful || dead(err)
 			return fmt.Errorf("create monitored items: %w", err)
 		}
 		if len(res.Results) != len(part) {
