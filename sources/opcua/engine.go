@@ -79,6 +79,7 @@ type published struct {
 	err  error
 	took time.Duration
 	subs []uint32 // whose acknowledgements it carried
+	most int      // maxNotify when it was sent
 }
 
 // fetched is what a poll or a history read brought.
@@ -222,6 +223,7 @@ func (e *engine) publish(ctx context.Context) {
 		e.inFlight++
 		req := &ua.PublishRequest{}
 		var subs []uint32
+		most := e.maxNotify
 		for _, s := range e.src.subs {
 			if acks := s.acks(); len(acks) > 0 {
 				req.SubscriptionAcknowledgements = append(req.SubscriptionAcknowledgements, acks...)
@@ -232,7 +234,7 @@ func (e *engine) publish(ctx context.Context) {
 			start := time.Now()
 			res, err := call[*ua.PublishResponse](ctx, e.s.t, req)
 			select {
-			case e.published <- published{res: res, err: err, took: time.Since(start), subs: subs}:
+			case e.published <- published{res: res, err: err, took: time.Since(start), subs: subs, most: most}:
 			case <-ctx.Done():
 			}
 		})
@@ -321,6 +323,8 @@ func (e *engine) publishFault(ctx context.Context, p published) error {
 		return nil
 	case errors.Is(p.err, ua.StatusBadTimeout):
 		return nil
+	case tooMuch(p.err) && p.most > e.maxNotify:
+		return nil // it was with the server when less was asked for
 	case tooMuch(p.err):
 		return e.shrinkNotifications(ctx)
 	case dead(p.err):
