@@ -70,6 +70,7 @@ type engine struct {
 	forcedPoll       bool
 	stopPolls        context.CancelFunc
 	serverState      string
+	flows, told      bool // a value came, and the status says so
 	stalledItems     int
 }
 
@@ -182,6 +183,10 @@ func (e *engine) loop(ctx context.Context) error {
 		}
 		if err != nil {
 			return err
+		}
+		if e.flows && !e.told {
+			e.told = true
+			e.report()
 		}
 	}
 }
@@ -444,7 +449,7 @@ func (e *engine) value(it *item, v *ua.DataValue, now time.Time) (r abi.Record, 
 		e.src.status.Add(metricOverflow, 1)
 		e.overflowed(it, at)
 	}
-	it.delivered, it.probed, it.lastAt = true, 0, now
+	it.delivered, it.probed, it.lastAt, e.flows = true, 0, now, true
 	it.lastValue, it.lastCode, it.lastEvent = r.Value, r.Status, at
 	if *it.cfg.HeartbeatSeconds > 0 {
 		it.heartbeat = r
