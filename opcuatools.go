@@ -243,7 +243,8 @@ func certsShow(c *cli.Context) error {
 
 func showCert(c *cli.Context, info opcua.CertInfo, text string) error {
 	return show(c, info, func(w io.Writer) {
-		for _, line := range [][2]string{{"thumbprint", info.Thumbprint}, {"subject", info.Subject}, {"issuer", info.Issuer}, {"application", info.ApplicationURI},
+		for _, line := range [][2]string{{"thumbprint", info.Thumbprint}, {"subject", info.Subject}, {"issuer", info.Issuer},
+			{"sent with it", strings.Join(info.Sent, ", then ")}, {"application", info.ApplicationURI},
 			{"names", strings.Join(info.DNSNames, " ")}, {"valid", stamp(info.NotBefore) + " to " + stamp(info.NotAfter)}, {"file", info.Path}} {
 			fmt.Fprintf(w, "%-12s %s\n", line[0], oneLine(dash(line[1])))
 		}

@@ -2,6 +2,7 @@ package isolate
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
 
 	"github.com/edgehost/edgehost/abi"
@@ -20,42 +21,54 @@ func (w *worker) emit(ctx context.Context, b sources.Batch, done func(error)) er
 	}
 	recs := b.Records
 	for {
-		n, frame, err := w.part(b.Time, recs, b.Resume)
+		n, frame, shaped, err := w.part(b.Time, recs, b.Resume)
 		if err != nil {
 			return err
 		}
 		recs = recs[n:]
 		last := len(recs) == 0
-		p := sentPart{size: len(frame) - headerSize}
+		p := sentPart{size: len(frame) - headerSize + shaped}
 		if last {
 			p.done = done
 		}
-		if err := w.sendPart(ctx, frame, p); err != nil || last {
+		if err := w.sendPart(ctx, frame, p); err != nil {
 			return err
+		}
+		if w.shapes.crossed(); last {
+			return nil
 		}
 	}
 }
 
 // part makes a frame of the first n of recs; the resume point goes with the
-// last. The number is entered by sendPart. The frame is valid until the next
-// call: one goroutine emits.
-func (w *worker) part(time int64, recs []abi.Record, resume []byte) (n int, frame []byte, err error) {
-	body := w.body[:0]
-	for n < len(recs) && len(body) < partSize {
-		body = abi.AppendRecord(body, &recs[n])
+// last. shaped is how many bytes their shapes saved. The number is entered by
+// sendPart. The frame is valid until the next call: one goroutine emits.
+func (w *worker) part(time int64, recs []abi.Record, resume []byte) (n int, frame []byte, shaped int, err error) {
+	u32 := binary.LittleEndian.AppendUint32
+	body, numbers := w.body[:0], w.numbers[:0]
+	for n < len(recs) && n < partRecords && len(body)+shaped < partSize {
+		sh := w.shapes.fit(&recs[n])
+		r, number := sh.without(recs[n]), uint32(0)
+		if sh != nil {
+			number, shaped = sh.number, shaped+sh.size
+		}
+		numbers, body = u32(numbers, number), abi.AppendRecord(body, &r)
 		n++
 	}
 	if n < len(recs) {
 		resume = nil
 	}
-	frame = append(appendBatchHead(beginFrame(w.frame, kindBatch), 0, time, resume), body...)
-	if w.body, w.frame = body, frame; cap(frame) > 4*partSize { // a value like that is rare
+	frame = appendBatchHead(beginFrame(w.frame, kindBatch), 0, time, resume)
+	frame = append(u32(frame, w.shapes.freshCount), w.shapes.fresh...)
+	frame = append(append(u32(frame, uint32(n)), numbers...), body...)
+	w.body, w.numbers, w.frame = body, numbers, frame
+	if cap(frame) > 4*partSize { // a value like that is rare
 		w.body, w.frame = nil, nil
 	}
 	if frame, err = endFrame(frame); err != nil {
-		return 0, nil, fmt.Errorf("emit %d records, the last of address %.200q: %w", n, recs[n-1].Address, err)
+		return 0, nil, 0, fmt.Errorf("emit %d records, the last of address %.200q: %w", n, recs[n-1].Address, err)
 	}
-	return n, frame, nil
+	return n, frame, shaped, nil
 }
 
 // sendPart waits for room in the window and sends.

@@ -2,6 +2,7 @@ package isolate
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"io"
@@ -53,9 +54,21 @@ func TestFramePromise(t *testing.T) {
 	}
 }
 
+// plainBatch is a batch without shapes.
+func plainBatch(number uint64, b sources.Batch) []byte {
+	u32 := binary.LittleEndian.AppendUint32
+	out := u32(u32(appendBatchHead(nil, number, b.Time, b.Resume), 0), uint32(len(b.Records)))
+	return abi.AppendRecords(append(out, make([]byte, 4*len(b.Records))...), b.Records)
+}
+
+func decodeBatch(b []byte, name string) (uint64, sources.Batch, error) {
+	number, out, _, err := new(shapes).batch(b, name)
+	return number, out, err
+}
+
 func TestBatchRefused(t *testing.T) {
 	b := numbered("m", []int{1, 2})
-	good := abi.AppendRecords(appendBatchHead(nil, 7, b.Time, b.Resume), b.Records)
+	good := plainBatch(7, b)
 	number, got, err := decodeBatch(good, "m")
 	if err != nil || number != 7 || !cmp.Equal(got, b, cmp.AllowUnexported(abi.Value{})) {
 		t.Errorf("%d %v, %v", number, got, err)
@@ -69,7 +82,7 @@ func TestBatchRefused(t *testing.T) {
 		}
 	}
 	for _, resume := range [][]byte{nil, {}} {
-		if _, got, err := decodeBatch(appendBatchHead(nil, 1, 1, resume), "m"); err != nil || (got.Resume == nil) != (resume == nil) {
+		if _, got, err := decodeBatch(plainBatch(1, sources.Batch{Time: 1, Resume: resume}), "m"); err != nil || (got.Resume == nil) != (resume == nil) {
 			t.Errorf("resume point %v became %v, %v", resume, got.Resume, err)
 		}
 	}
@@ -79,7 +92,7 @@ func TestBatchRefused(t *testing.T) {
 // child's own decoders too.
 func FuzzFrame(f *testing.F) {
 	b := numbered("m", []int{1, 2})
-	batch := abi.AppendRecords(appendBatchHead(nil, 1, b.Time, b.Resume), b.Records)
+	batch := plainBatch(1, b)
 	status, err := json.Marshal(sources.NewStatus("m", "opcua").Snapshot())
 	if err != nil {
 		f.Fatal(err)
@@ -87,6 +100,7 @@ func FuzzFrame(f *testing.F) {
 	f.Add(append(frameOf(f, kindBatch, batch), frameOf(f, kindStatus, status)...))
 	f.Add(append(frameOf(f, kindLog, []byte(`{"time":"2026-01-01T00:00:00Z","level":"WARN","msg":"m","a":{"b":[1]}}`)), frameOf(f, kindEnded, []byte(`{"state":"failed","text":"t"}`))...))
 	f.Add(frameOf(f, kindAck, appendAck(nil, 1, true)))
+	f.Add(append(frameOf(f, kindBatch, shapedBatch(f, 1)), frameOf(f, kindBatch, shapedBatch(f, 2))...))
 	f.Add([]byte("\x01B\xff\xff\xff\xff"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		st := sources.NewStatus("m", "opcua")
@@ -112,7 +126,7 @@ func FuzzFrame(f *testing.F) {
 func TestViolations(t *testing.T) {
 	b := numbered("m", []int{1})
 	batch := func(number uint64) []byte {
-		return abi.AppendRecords(appendBatchHead(nil, number, b.Time, b.Resume), b.Records)
+		return plainBatch(number, b)
 	}
 	for name, frames := range map[string][][]byte{
 		"number":  {batch(2)},
@@ -130,7 +144,7 @@ func TestViolations(t *testing.T) {
 	}
 	p := &process{src: New(Config{Name: "m", Logger: slog.New(slog.DiscardHandler)})}
 	large := sources.Batch{Records: []abi.Record{{Source: "m", Value: abi.Bytes(make([]byte, window+1))}}}
-	body := abi.AppendRecords(appendBatchHead(nil, 1, 1, nil), large.Records)
+	body := plainBatch(1, large)
 	if err := p.take(kindBatch, body); err != nil {
 		t.Errorf("one batch more than the window is allowed: %v", err)
 	}
@@ -158,13 +172,13 @@ func TestParts(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	in, total := newFrameReader(ours), 0
+	in, total, known := newFrameReader(ours), 0, new(shapes)
 	for number := uint64(1); total < 5; number++ {
 		_, body, err := in.next()
 		if err != nil {
 			t.Fatal(err)
 		}
-		n, part, err := decodeBatch(body, "m")
+		n, part, _, err := known.batch(body, "m")
 		if err != nil || n != number || part.Time != 3 {
 			t.Fatalf("part %d is %d of time %d: %v", number, n, part.Time, err)
 		}

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 
-	"github.com/edgehost/edgehost/abi"
 	"github.com/edgehost/edgehost/sources"
 )
 
@@ -58,6 +57,8 @@ func decodeNumber(b []byte) (uint64, error) {
 // appendBatchHead appends what stands in front of the records of a batch:
 //
 //	u64 number | i64 time | u32 resume length + 1, 0: none | resume
+//
+// shape.go says what stands behind.
 func appendBatchHead(dst []byte, number uint64, time int64, resume []byte) []byte {
 	dst = binary.LittleEndian.AppendUint64(dst, number)
 	dst = binary.LittleEndian.AppendUint64(dst, uint64(time))
@@ -68,11 +69,12 @@ func appendBatchHead(dst []byte, number uint64, time int64, resume []byte) []byt
 	return append(dst, resume...)
 }
 
-// decodeBatch reads a batch of the source called name. It copies what it keeps.
-func decodeBatch(b []byte, name string) (number uint64, out sources.Batch, err error) {
+// batch reads a batch of the source called name, and what it takes of the window.
+// It copies what it keeps.
+func (s *shapes) batch(b []byte, name string) (number uint64, out sources.Batch, size int, err error) {
 	const head = 20
-	if len(b) < head {
-		return 0, out, fmt.Errorf("%w: batch cut short", errFrame)
+	if size = len(b); size < head {
+		return 0, out, 0, fmt.Errorf("%w: batch cut short", errFrame)
 	}
 	number = binary.LittleEndian.Uint64(b)
 	out.Time = int64(binary.LittleEndian.Uint64(b[8:]))
@@ -81,20 +83,14 @@ func decodeBatch(b []byte, name string) (number uint64, out sources.Batch, err e
 	if n > 0 {
 		n--
 		if n > maxResume || n > uint64(len(b)) {
-			return 0, out, fmt.Errorf("%w: resume point of %d bytes", errFrame, n)
+			return 0, out, 0, fmt.Errorf("%w: resume point of %d bytes", errFrame, n)
 		}
 		out.Resume = append(make([]byte, 0, n), b[:n]...)
 		b = b[n:]
 	}
-	if out.Records, err = abi.DecodeRecords(b); err != nil {
-		return 0, out, fmt.Errorf("%w: %w", errFrame, err)
-	}
-	for i := range out.Records {
-		if out.Records[i].Source != name {
-			return 0, out, fmt.Errorf("%w: record of another source %.64q", errFrame, out.Records[i].Source)
-		}
-	}
-	return number, out, nil
+	recs, shaped, err := s.records(b, name)
+	out.Records = recs
+	return number, out, size + shaped, err
 }
 
 func appendNumber(dst []byte, number uint64) []byte {

@@ -32,6 +32,7 @@ type process struct {
 	stderr *headTail
 	status counted
 	last   uint64 // number of the last batch
+	shapes shapes
 
 	ended chan error    // Run of the source in the child returned
 	dead  chan struct{} // closed at the end
@@ -243,7 +244,7 @@ func (p *process) take(k kind, body []byte) error {
 }
 
 func (p *process) takeBatch(body []byte) error {
-	number, b, err := decodeBatch(body, p.src.cfg.Name)
+	number, b, size, err := p.shapes.batch(body, p.src.cfg.Name)
 	if err != nil {
 		return err
 	}
@@ -252,7 +253,7 @@ func (p *process) takeBatch(body []byte) error {
 	}
 	p.last = number
 	p.status.emitted += uint64(len(b.Records))
-	h := &held{from: p, number: number, size: len(body), batch: b}
+	h := &held{from: p, number: number, size: size, batch: b}
 	p.mu.Lock()
 	full := p.pending > window
 	p.pending += h.size

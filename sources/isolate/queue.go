@@ -22,7 +22,7 @@ const (
 type held struct {
 	from    *process
 	number  uint64
-	size    int // bytes of its frame
+	size    int // what it takes of the window
 	batch   sources.Batch
 	place   place
 	again   bool // it was emitted before

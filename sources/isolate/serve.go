@@ -104,7 +104,9 @@ type worker struct {
 	deps  Deps
 	wg    sync.WaitGroup
 
-	body, frame []byte // emit's own, reused
+	// emit's own, reused.
+	body, numbers, frame []byte
+	shapes               shaper
 
 	write sync.Mutex // one frame at a time
 	conn  net.Conn
@@ -129,7 +131,7 @@ type sentPart struct {
 }
 
 func newWorker(conn net.Conn, first start) *worker {
-	w := &worker{conn: conn, freed: make(chan struct{})}
+	w := &worker{conn: conn, freed: make(chan struct{}), shapes: shaper{of: map[string]*shape{}}}
 	w.deps = Deps{Name: first.Name, Status: sources.NewStatus(first.Name, first.Protocol),
 		Logger: slog.New(slog.NewJSONHandler(logWriter{w}, &slog.HandlerOptions{Level: first.Level})),
 		Resume: func() []byte {

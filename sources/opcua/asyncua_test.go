@@ -40,7 +40,7 @@ func TestSmokeAsyncua(t *testing.T) {
 	r.awaitState(t, sources.Connected)
 	wait(3 * time.Second)
 	last := uint64(p.tell(t, ""))
-	eventually(t, "the last value", 20*time.Second, func() bool { return r.col.numbers()["nsu=urn:edgehost:test;s=Counter0"][last] > 0 })
+	eventually(t, "the last value", func() bool { return r.col.numbers()["nsu=urn:edgehost:test;s=Counter0"][last] > 0 })
 	lost, s := checkCounters(t, r.col, 5), r.status.Snapshot()
 	if lost > 0 && s.Counters[metricGaps] == 0 {
 		t.Errorf("%d values lost and no gap counted: %v", lost, s.Counters)

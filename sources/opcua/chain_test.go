@@ -3,11 +3,16 @@
 package opcua
 
 import (
+	"crypto/rand"
+	"crypto/rsa"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"fmt"
+	"math/big"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -19,16 +24,12 @@ import (
 func (ca plantCA) files(t *testing.T, certs ...*x509.Certificate) map[string]any {
 	t.Helper()
 	dir := t.TempDir()
-	var chain []byte
-	for _, c := range certs {
-		chain = append(chain, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})...)
-	}
 	der, err := x509.MarshalPKCS8PrivateKey(ca.key)
 	if err != nil {
 		t.Fatal(err)
 	}
 	cert, key := filepath.Join(dir, "chain.pem"), filepath.Join(dir, "key.pem")
-	for path, b := range map[string][]byte{cert: chain, key: pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})} {
+	for path, b := range map[string][]byte{cert: pemOf(certs...), key: pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})} {
 		if err := os.WriteFile(path, b, 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -50,7 +51,7 @@ func trusting(t *testing.T, root *x509.Certificate) TrustConfig {
 // with that of its issuer, with every policy: we know the root only, so the
 // issuer must come from the server.
 func TestSmokeCertificateChain(t *testing.T) {
-	ca := newPlantCA(t)
+	ca := plants()[0]
 	p := startPeer(t, ca.files(t, ca.leaf, ca.issuer))
 	dir := t.TempDir()
 	for _, policy := range []string{"Basic256Sha256", "Aes128_Sha256_RsaOaep", "Aes256_Sha256_RsaPss"} {
@@ -87,7 +88,7 @@ func TestSmokeCertificateChain(t *testing.T) {
 // TestCertificateChainRefused: a chain to another root, and one with a hole, are
 // refused with words that say what is missing.
 func TestCertificateChainRefused(t *testing.T) {
-	ca, other := newPlantCA(t), newPlantCA(t)
+	ca, other := plants()[0], plants()[1]
 	for name, c := range map[string]struct {
 		shown []*x509.Certificate
 		root  *x509.Certificate
@@ -111,7 +112,7 @@ func TestCertificateChainRefused(t *testing.T) {
 // TestCertificateChainOutage: resuming, and a key of the channel that is renewed
 // every few seconds, work with a chain as without; nothing is lost.
 func TestCertificateChainOutage(t *testing.T) {
-	ca := newPlantCA(t)
+	ca := plants()[0]
 	opts := ca.files(t, ca.leaf, ca.issuer)
 	opts["counters"], opts["tokenLifetime"] = 10, 3000
 	p := startPeer(t, opts)
@@ -127,11 +128,113 @@ func TestCertificateChainOutage(t *testing.T) {
 		t.Errorf("%v reconnects while keys were renewed", n)
 	}
 	proxy.cut(true)
-	eventually(t, "the session to be resumed", 30*time.Second, func() bool { return r.status.Snapshot().Counters[metricResumes] > 0 })
+	eventually(t, "the session to be resumed", func() bool { return r.status.Snapshot().Counters[metricResumes] > 0 })
 	r.awaitState(t, sources.Connected)
 	wait(5 * time.Second)
 	last := uint64(p.tell(t, "freeze"))
-	eventually(t, "the last value", 30*time.Second, func() bool { return r.col.numbers()["nsu=urn:edgehost:test;s=Counter0"][last] > 0 })
+	eventually(t, "the last value", func() bool { return r.col.numbers()["nsu=urn:edgehost:test;s=Counter0"][last] > 0 })
 	r.stop()
 	wantNothingLost(t, checkCounters(t, r.col, 10), r)
+}
+
+// TestOwnChainTrusted reads a server that trusts the root of a plant only. Our
+// certificate is of an issuer below: it is let in with that issuer's certificate
+// in our file, as PEM or DER, and without is refused with words that name it.
+func TestOwnChainTrusted(t *testing.T) {
+	ca, other := plants()[0], plants()[1]
+	root := filepath.Join(t.TempDir(), "root.der")
+	if err := os.WriteFile(root, ca.root.Raw, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p := startMilo(t, "counters=10", "trust="+root)
+	with := func(policy, mode string, ca plantCA, certs []byte) Config {
+		cfg := secured(policy, mode)
+		own := writeIdentity(t, ca.key, certs)
+		cfg.CertificatePath, cfg.PrivateKeyPath = own.cert, own.key
+		return cfg
+	}
+	for _, policy := range []string{"Basic256Sha256", "Aes128_Sha256_RsaOaep", "Aes256_Sha256_RsaPss"} {
+		for _, mode := range []string{"Sign", "SignAndEncrypt"} {
+			for name, file := range map[string][]byte{"PEM": pemOf(ca.leaf, ca.issuer), "DER": slices.Concat(ca.leaf.Raw, ca.issuer.Raw), "to the root": pemOf(ca.leaf, ca.issuer, ca.root)} {
+				t.Run(policy+"/"+mode+"/"+name, func(t *testing.T) {
+					if err := readOnce(t, p.url, with(policy, mode, ca, file), t.TempDir()); err != nil {
+						t.Error(err)
+					}
+				})
+			}
+		}
+	}
+	for name, tc := range map[string]struct {
+		cfg  Config
+		says string
+	}{
+		"without the issuer": {with("Basic256Sha256", "SignAndEncrypt", ca, pemOf(ca.leaf)), "append the certificate of CN=plant issuer to the file at certificate_path"},
+		"another root":       {with("Basic256Sha256", "SignAndEncrypt", other, pemOf(other.leaf, other.issuer, other.root)), "or the CA that issued it (CN=plant issuer)"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			err := readOnce(t, p.url, tc.cfg, t.TempDir())
+			if err == nil || !strings.Contains(err.Error(), tc.says) || sources.ErrorState(marked(err)) != sources.AuthFailed {
+				t.Errorf("want %q, got %v", tc.says, err)
+			}
+		})
+	}
+	t.Run("outage", func(t *testing.T) {
+		proxy, url := behindProxy(t, p)
+		cfg := counterConfig(10)
+		chain := with("Basic256Sha256", "SignAndEncrypt", ca, pemOf(ca.leaf, ca.issuer))
+		cfg.SecurityPolicy, cfg.SecurityMode, cfg.Trust = chain.SecurityPolicy, chain.SecurityMode, TrustConfig{Mode: "tofu"}
+		cfg.CertificatePath, cfg.PrivateKeyPath = chain.CertificatePath, chain.PrivateKeyPath
+		r := run(t, url, cfg, &collector{})
+		r.awaitState(t, sources.Connected)
+		wait(3 * time.Second)
+		proxy.cut(true)
+		eventually(t, "the session to be resumed", func() bool { return r.status.Snapshot().Counters[metricResumes] > 0 })
+		last := uint64(p.tell(t, "freeze"))
+		eventually(t, "the last value", func() bool { return r.col.numbers()["nsu=urn:edgehost:test;s=Counter0"][last] > 0 })
+		r.stop()
+		wantNothingLost(t, checkCounters(t, r.col, 10), r)
+	})
+}
+
+// trustingPeer makes the folder of a node-opcua server that trusts ca's two
+// authorities, knows their revocation lists and no certificate below them.
+func (ca plantCA) trustingPeer(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	write := func(folder, name string, b []byte) {
+		path := filepath.Join(dir, "pki", folder, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, b, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, by := range map[string]struct {
+		cert *x509.Certificate
+		key  *rsa.PrivateKey
+	}{"root": {ca.root, ca.rootKey}, "issuer": {ca.issuer, ca.issuerKey}} {
+		list, err := x509.CreateRevocationList(rand.Reader, &x509.RevocationList{Number: big.NewInt(1), ThisUpdate: time.Now().Add(-time.Hour), NextUpdate: time.Now().Add(time.Hour)}, by.cert, by.key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		write("trusted/certs", name+".pem", pemOf(by.cert))
+		write("issuers/crl", name+".crl", list)
+	}
+	write("issuers/certs", "root.pem", pemOf(ca.root))
+	return dir
+}
+
+// TestOwnChainShown: a server of another author, which trusts the issuer itself,
+// takes our certificate with its issuers, with every policy.
+func TestOwnChainShown(t *testing.T) {
+	ca := plants()[0]
+	p := startPeer(t, map[string]any{"counters": 1, "secure": true, "autoAccept": false, "dir": ca.trustingPeer(t)})
+	own := writeIdentity(t, ca.key, pemOf(ca.leaf, ca.issuer, ca.root))
+	for _, policy := range []string{"Basic256Sha256", "Aes128_Sha256_RsaOaep", "Aes256_Sha256_RsaPss"} {
+		for _, mode := range []string{"Sign", "SignAndEncrypt"} {
+			cfg := secured(policy, mode)
+			cfg.CertificatePath, cfg.PrivateKeyPath = own.cert, own.key
+			if err := readOnce(t, p.url, cfg, t.TempDir()); err != nil {
+				t.Errorf("%s, %s: %v", policy, mode, err)
+			}
+		}
+	}
 }

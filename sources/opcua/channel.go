@@ -48,6 +48,9 @@ type channel struct {
 	// What the server takes; 0 is no limit.
 	maxSend                  int
 	maxRequest, maxReqChunks uint32
+	// certs is our certificate with as many of its issuers as the server takes;
+	// nil without security.
+	certs []byte
 
 	write    sync.Mutex // the chunks of one message follow each other
 	sequence uint32
@@ -149,6 +152,9 @@ func (c *channel) hello(ctx context.Context, endpoint string) error {
 		}
 		c.maxSend = int(min(ack.ReceiveBufSize, bufferSize))
 		c.maxRequest, c.maxReqChunks = ack.MaxMessageSize, ack.MaxChunkCount
+		if c.guard.own != nil {
+			c.certs = c.guard.own.chain(c.maxSend - openRoom)
+		}
 		return nil
 	case "ERRF":
 		return decodeError(frame)
@@ -371,7 +377,7 @@ func (c *channel) chunks(kind string, channelID uint32, tok *token, id uint32, b
 		if algo, err = c.guard.asymmetric(); err != nil {
 			return nil, err
 		}
-		head, encrypt = c.guard.openHead(channelID), c.guard.signs()
+		head, encrypt = c.guard.openHead(channelID, c.certs), c.guard.signs()
 	} else {
 		algo = tok.algo
 		head = u32(u32([]byte(kind+"F\x00\x00\x00\x00"), channelID), tok.id)

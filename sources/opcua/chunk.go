@@ -91,15 +91,19 @@ func publicKey(der []byte) (*rsa.PublicKey, error) {
 	return key, nil
 }
 
-// openHead begins a chunk that opens or renews a channel.
-func (p protection) openHead(channel uint32) []byte {
+// openRoom is how much of a chunk that opens a channel is not certificates, at
+// most: its head, and its body in blocks of keys of 4096 bits.
+const openRoom = 2560
+
+// openHead begins a chunk that opens or renews a channel. certs are ours.
+func (p protection) openHead(channel uint32, certs []byte) []byte {
 	head := binary.LittleEndian.AppendUint32([]byte("OPNF\x00\x00\x00\x00"), channel)
 	head = appendBytes(head, []byte(p.policy))
 	if !p.signs() {
 		return appendBytes(appendBytes(head, nil), nil)
 	}
 	thumbprint := sha1.Sum(p.remote)
-	return appendBytes(appendBytes(head, p.own.cert.Raw), thumbprint[:])
+	return appendBytes(appendBytes(head, certs), thumbprint[:])
 }
 
 // splitOpen cuts the head of a chunk that opens a channel into what the server

@@ -15,9 +15,10 @@ type Config struct {
 	// AllowDeprecatedPolicies permits Basic256, which the OPC Foundation withdrew.
 	AllowDeprecatedPolicies bool `yaml:"allow_deprecated_policies"`
 	// CertificatePath and PrivateKeyPath hold our application certificate (PEM
-	// or DER) and its RSA key (PKCS#1 or PKCS#8, PEM or DER). Both are made at
-	// the first start when neither exists, and a certificate that we made is
-	// renewed CertificateRenewDays before it expires.
+	// or DER) and its RSA key (PKCS#1 or PKCS#8, PEM or DER). Certificates of its
+	// issuers in the same file are sent with it. Both are made at the first start
+	// when neither exists, and a certificate that we made is renewed
+	// CertificateRenewDays before it expires.
 	CertificatePath      string      `yaml:"certificate_path"`
 	PrivateKeyPath       string      `yaml:"private_key_path"`
 	CertificateRenewDays int         `yaml:"certificate_renew_days"`
@@ -136,8 +137,8 @@ type NodeConfig struct {
 type EventConfig struct {
 	NodeID string `yaml:"node_id"` // i=2253 is the Server object: all events
 	// Fields are browse paths of event fields: Message, Severity,
-	// EnabledState/Id. Time, EventType, SourceName, Message and Severity are
-	// always selected.
+	// ActiveState/Id, AckedState/Id, and ConditionId, which tells alarms apart. Time,
+	// EventType, SourceName, Message, Severity and EventId are always selected.
 	Fields      []string `yaml:"fields"`
 	EventType   string   `yaml:"event_type"` // node id; "" is BaseEventType
 	MinSeverity int      `yaml:"min_severity"`

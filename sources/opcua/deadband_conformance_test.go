@@ -4,6 +4,7 @@ package opcua
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -26,12 +27,8 @@ func TestPercentDeadband(t *testing.T) {
 			cfg.Defaults = ItemConfig{SamplingIntervalMS: new(50), Deadband: &DeadbandConfig{Type: "percent", Value: 10}}
 			r := run(t, p.url, cfg, &collector{})
 			r.awaitState(t, sources.Connected)
-			eventually(t, "both values", 20*time.Second, func() bool { return len(r.col.all()) == 2 })
-			for i, level := range []string{"115", "125", "140", "160", "165"} {
-				p.tell(t, "set Level %s", level)
-				p.tell(t, "set Set %d", i+1)
-				wait(500 * time.Millisecond)
-			}
+			eventually(t, "both values", func() bool { return len(r.col.all()) == 2 })
+			raiseLevel(t, p, r)
 			got := floats(r.col)
 			if s := fmt.Sprint(got["nsu=urn:edgehost:test;s=Level"]); s != "[100 125 160]" {
 				t.Errorf("analog item %s, want 100, 125 and 160", s)
@@ -44,6 +41,22 @@ func TestPercentDeadband(t *testing.T) {
 			}
 			r.stop()
 		})
+	}
+}
+
+// raiseLevel sets Level to values of which 125 and 160 are outside a dead-band of 20
+// around the one before, and Set to as many, which must all come.
+func raiseLevel(t *testing.T, p *peer, r *rig) {
+	t.Helper()
+	for i, level := range []float64{115, 125, 140, 160, 165} {
+		p.tell(t, "set Level %v", level)
+		p.tell(t, "set Set %d", i+1)
+		eventually(t, fmt.Sprintf("change %d", i+1), func() bool {
+			got := floats(r.col)
+			levels := got["nsu=urn:edgehost:test;s=Level"]
+			return slices.Contains(got["nsu=urn:edgehost:test;s=Set"], float64(i+1)) && (level != 125 && level != 160 || slices.Contains(levels, level))
+		})
+		wait(300 * time.Millisecond) // for what must not come
 	}
 }
 

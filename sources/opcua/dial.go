@@ -1,11 +1,14 @@
 package opcua
 
 import (
+	"bytes"
 	"context"
 	"crypto/x509"
 	"errors"
 	"log/slog"
+	"math"
 	"net/url"
+	"os"
 	"slices"
 	"time"
 
@@ -49,7 +52,7 @@ func (d *dialer) connect(ctx context.Context) (*link, error) {
 	}
 	secured := ep.SecurityMode != ua.MessageSecurityModeNone
 	if secured || u.policy != ua.SecurityPolicyURINone && d.cfg.Username != "" {
-		if d.chain, err = d.cfg.CertStore(d.dir).check(d.cfg, d.url.Hostname(), ep.ServerCertificate); err != nil {
+		if d.chain, err = d.cfg.CertStore(d.dir).check(d.cfg, d.url.Host, ep.ServerCertificate); err != nil {
 			return nil, err
 		}
 		d.countDays(nil)
@@ -85,13 +88,13 @@ func (d *dialer) discover(ctx context.Context) ([]*ua.EndpointDescription, error
 	endpoint := d.url.String()
 	c, err := d.dial(ctx, endpoint, protection{policy: ua.SecurityPolicyURINone, mode: ua.MessageSecurityModeNone})
 	if err != nil {
-		return nil, explain(err, endpoint, "")
+		return nil, explain(err, endpoint, nil)
 	}
 	defer c.close()
 	defer func() { d.status.Received(int(c.arrived.Load())) }()
 	res, err := call[*ua.GetEndpointsResponse](ctx, sessionTransport{c: c}, &ua.GetEndpointsRequest{EndpointURL: endpoint})
 	if err != nil {
-		return nil, explain(err, endpoint, "")
+		return nil, explain(err, endpoint, nil)
 	}
 	return res.Endpoints, nil
 }
@@ -115,14 +118,17 @@ func (d *dialer) open(ctx context.Context, ep *ua.EndpointDescription, u user, o
 	defer cancel()
 	c, err := d.dial(dialCtx, target.String(), protection{policy: ep.SecurityPolicyURI, mode: ep.SecurityMode, own: own, remote: leaf})
 	if err != nil {
-		return nil, explain(err, target.String(), own.thumbprint())
+		return nil, explain(err, target.String(), own)
+	}
+	if own != nil && len(c.certs) < len(own.chain(math.MaxInt)) {
+		d.log.Warn("server takes small messages only: not all issuers of our certificate were sent", "sent_bytes", len(c.certs))
 	}
 	resumed, err := d.activate(ctx, c, target.String(), u, own)
 	if err != nil {
 		c.close()
-		return nil, explain(err, target.String(), own.thumbprint())
+		return nil, explain(err, target.String(), own)
 	}
-	l := &link{transport: sessionTransport{c, d.session.token}, security: policyName(ep.SecurityPolicyURI) + "/" + modeName(ep.SecurityMode), resumed: resumed, arrived: c.arrived.Load}
+	l := &link{transport: sessionTransport{c, d.session.token}, security: policyName(ep.SecurityPolicyURI) + "/" + modeName(ep.SecurityMode), resumed: resumed, idle: d.session.idle, arrived: c.arrived.Load}
 	l.close = func(ctx context.Context, keep bool) { d.close(ctx, c, keep) }
 	if own != nil && d.own == own {
 		l.renewed = func() bool { return d.renewed(own) }
@@ -170,13 +176,18 @@ func (d *dialer) countDays(own *identity) {
 
 // renewed looks at our certificate again, and renews it when it is due.
 func (d *dialer) renewed(used *identity) bool {
+	// Every minute: what was said of the file when it was read is not said again.
+	if b, err := os.ReadFile(d.cfg.ownPaths(d.dir).cert); err == nil && bytes.Equal(b, used.file) && !d.cfg.renewalDue(used) {
+		d.countDays(used)
+		return false
+	}
 	now, err := ownIdentity(d.cfg, d.cfg.ownPaths(d.dir), d.log)
 	if err != nil {
 		d.log.Warn("our certificate cannot be read any more; the connection goes on with the old one", "err", err)
 		return false
 	}
 	d.countDays(now)
-	return now.thumbprint() != used.thumbprint()
+	return !bytes.Equal(now.chain(math.MaxInt), used.chain(math.MaxInt))
 }
 
 // close ends the connection c. With keep the session stays with the server, and

@@ -56,7 +56,8 @@ type engine struct {
 	firstAt          time.Time
 	lastAnswer       time.Time
 	lastService      time.Time
-	blockedAt        time.Time // when the pipeline was last too full for more
+	idle             time.Duration // how long the server keeps the session without a request
+	blockedAt        time.Time     // when the pipeline was last too full for more
 	nextRetry        time.Time
 	renewed          func() bool   // link.renewed
 	arrived          func() uint64 // link.arrived
@@ -69,6 +70,7 @@ type engine struct {
 	forcedPoll       bool
 	stopPolls        context.CancelFunc
 	serverState      string
+	flows, told      bool // a value came, and the status says so
 	stalledItems     int
 }
 
@@ -78,7 +80,7 @@ type published struct {
 	err  error
 	took time.Duration
 	subs []uint32 // whose acknowledgements it carried
-	size int      // the engine's maxNotify when it was asked for
+	most int      // maxNotify when it was sent
 }
 
 // fetched is what a poll or a history read brought.
@@ -101,6 +103,9 @@ func one(r abi.Record) []abi.Record { return []abi.Record{r} }
 // ended when it returns.
 func (e *engine) run(parent context.Context, l *link) error {
 	e.renewed, e.arrived = l.renewed, l.arrived
+	if e.idle = time.Duration(e.src.cfg.SessionTimeoutSeconds) * time.Second; l.idle > 0 {
+		e.idle = min(e.idle, l.idle)
+	}
 	ctx, cancel := context.WithCancelCause(parent)
 	defer func() {
 		cancel(context.Canceled)
@@ -179,6 +184,10 @@ func (e *engine) loop(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		if e.flows && !e.told {
+			e.told = true
+			e.report()
+		}
 	}
 }
 
@@ -219,7 +228,7 @@ func (e *engine) publish(ctx context.Context) {
 		e.inFlight++
 		req := &ua.PublishRequest{}
 		var subs []uint32
-		size := e.maxNotify
+		most := e.maxNotify
 		for _, s := range e.src.subs {
 			if acks := s.acks(); len(acks) > 0 {
 				req.SubscriptionAcknowledgements = append(req.SubscriptionAcknowledgements, acks...)
@@ -230,7 +239,7 @@ func (e *engine) publish(ctx context.Context) {
 			start := time.Now()
 			res, err := call[*ua.PublishResponse](ctx, e.s.t, req)
 			select {
-			case e.published <- published{res: res, err: err, took: time.Since(start), subs: subs, size: size}:
+			case e.published <- published{res: res, err: err, took: time.Since(start), subs: subs, most: most}:
 			case <-ctx.Done():
 			}
 		})
@@ -319,8 +328,8 @@ func (e *engine) publishFault(ctx context.Context, p published) error {
 		return nil
 	case errors.Is(p.err, ua.StatusBadTimeout):
 		return nil
-	case tooMuch(p.err) && p.size > e.maxNotify:
-		return nil // asked for before they became smaller
+	case tooMuch(p.err) && p.most > e.maxNotify:
+		return nil // it was with the server when less was asked for
 	case tooMuch(p.err):
 		return e.shrinkNotifications(ctx)
 	case dead(p.err):
@@ -409,6 +418,7 @@ func (e *engine) accept(sub *subscription, m *ua.NotificationMessage) {
 				case it == nil || it.event == nil:
 				case it.modelChange:
 					e.src.plan.changed = e.src.plan.changed || tellsModelChange(ev.EventFields)
+				case it.refreshEvent(sub, ev.EventFields):
 				default:
 					it.delivered, it.lastAt = true, now
 					out.records = append(out.records, it.eventRecord(e.src.name, &e.src.cfg, ev.EventFields, now))
@@ -434,12 +444,13 @@ func (e *engine) accept(sub *subscription, m *ua.NotificationMessage) {
 // value is not to be delivered.
 func (e *engine) value(it *item, v *ua.DataValue, now time.Time) (r abi.Record, ok bool) {
 	r = it.record(e.src.name, &e.src.cfg, v, now, &e.arena)
+	at := eventTime(v, now, e.s.skew)
 	if v.Status&overflowBits == overflowBits {
 		e.src.status.Add(metricOverflow, 1)
-		e.overflowed(it, r.EventTime)
+		e.overflowed(it, at)
 	}
-	it.delivered, it.probed, it.lastAt = true, 0, now
-	it.lastValue, it.lastCode, it.lastEvent = r.Value, r.Status, r.EventTime
+	it.delivered, it.probed, it.lastAt, e.flows = true, 0, now, true
+	it.lastValue, it.lastCode, it.lastEvent = r.Value, r.Status, at
 	if *it.cfg.HeartbeatSeconds > 0 {
 		it.heartbeat = r
 	}

@@ -14,6 +14,9 @@ import (
 // baseEventFields are selected for every event; they make the record.
 var baseEventFields = []string{"Time", "EventType", "SourceName", "Message", "Severity", "EventId"}
 
+// eventTypeField is the index of EventType in baseEventFields.
+const eventTypeField = 1
+
 // eventFilter is what is selected of events and which of them.
 type eventFilter struct {
 	fields []string
@@ -139,6 +142,9 @@ func allOf(terms []*ua.ContentFilterElement) []*ua.ContentFilterElement {
 }
 
 func operand(field string) *ua.SimpleAttributeOperand {
+	if field == fieldConditionID {
+		return &ua.SimpleAttributeOperand{TypeDefinitionID: ns0(idConditionType), AttributeID: ua.AttributeIDNodeID}
+	}
 	op := &ua.SimpleAttributeOperand{TypeDefinitionID: ns0(idBaseEventType), AttributeID: ua.AttributeIDValue}
 	for part := range strings.SplitSeq(field, "/") {
 		q := &ua.QualifiedName{Name: part}
@@ -199,7 +205,11 @@ func (it *item) eventRecord(source string, cfg *Config, fields []*ua.Variant, no
 	}
 	w.b = append(w.b, '}')
 	r := abi.Record{IngestTime: now.UnixMicro(), Source: source, Address: it.address, Protocol: abi.ProtocolOPCUA, Value: abi.JSON(string(w.b)), Attrs: it.good}
-	if extra := stamp(&r, nil, cfg, &ua.DataValue{SourceTimestamp: at}, now); len(extra) > 0 {
+	extra := stamp(&r, nil, cfg, &ua.DataValue{SourceTimestamp: at}, now)
+	if it.refreshing {
+		extra = append(extra, abi.Attr{Key: attrRefreshed, Value: abi.Bool(true)})
+	}
+	if len(extra) > 0 {
 		r.Attrs = append(r.Attrs, extra...)
 	}
 	return r

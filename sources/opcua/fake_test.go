@@ -43,23 +43,36 @@ type fakeServer struct {
 	subs       map[uint32]*fakeSub
 	nextSub    uint32
 	noSubs     bool // no subscription services at all
-	mute       bool // publish requests are never answered
-	maxItems   int  // per call; 0 is no limit
-	maxRead    int
-	maxNotify  int             // as asked for by ModifySubscription
-	weird      map[string]bool // nodes whose values cannot be decoded
-	readable   int             // notifications with more values cannot be read; 0 is no limit
-	calls      map[string]int
-	acked      []uint32
-	hold       map[uint32]bool // sequence numbers that are not sent, only kept
-	refuse     map[string]ua.StatusCode
-	noFilter   map[string]ua.StatusCode // how a filter on a node's values is refused
-	children   map[string][]string      // what a browse finds below a folder
+	// subsRefused is how CreateSubscription is refused; 0: it is not.
+	subsRefused ua.StatusCode
+	mute        bool // publish requests are never answered
+	maxItems    int  // per call; 0 is no limit
+	maxRead     int
+	maxNotify   int             // as asked for by ModifySubscription
+	weird       map[string]bool // nodes whose values cannot be decoded
+	readable    int             // notifications with more values cannot be read; 0 is no limit
+	calls       map[string]int
+	acked       []uint32
+	hold        map[uint32]bool // sequence numbers that are not sent, only kept
+	refuse      map[string]ua.StatusCode
+	noFilter    map[string]ua.StatusCode // how a filter on a node's values is refused
+	children    map[string][]string      // what a browse finds below a folder
+	skew        time.Duration            // its clock is ahead of ours
+	history     map[string][]*ua.DataValue
+	idle        time.Duration // a session without a request for longer is closed; 0: never
+	asked       time.Time
+	expired     int    // how often that was so
+	queues      uint32 // most that it grants as a queue; 0 is no limit
+	slow        int    // creating more items at once takes for ever; 0: it does not
+	loseAnswer  bool   // the next answer to the creation of items, and the connection
+	nextItem    uint32
+	lists       bool // GetMonitoredItems is served
 }
 
 type fakeSub struct {
 	seq       uint32
 	items     map[uint32]string // client handle to node
+	made      map[uint32]uint32 // server's number of an item to client handle
 	queue     []*ua.MonitoredItemNotification
 	events    []*ua.EventFieldList
 	kept      map[uint32]*ua.NotificationMessage
@@ -79,7 +92,8 @@ func (f *fakeServer) connect(resumed *bool) func(context.Context) (*link, error)
 	return func(context.Context) (*link, error) {
 		f.mu.Lock()
 		f.down = make(chan struct{})
-		l := &link{transport: f, security: "None/None", resumed: *resumed}
+		l := &link{transport: f, security: "None/None", resumed: *resumed, idle: f.idle}
+		f.asked = time.Now()
 		f.mu.Unlock()
 		*resumed = true
 		l.close = func(context.Context, bool) { f.cut() }
@@ -107,9 +121,12 @@ func (f *fakeServer) set(node string, v any) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.values[node] = v
+	if f.history[node] != nil {
+		f.history[node] = append(f.history[node], f.value(node))
+	}
 	for _, s := range f.subs {
-		for h, n := range s.items {
-			if n == node {
+		for _, h := range s.made {
+			if s.items[h] == node {
 				s.queue = append(s.queue, &ua.MonitoredItemNotification{ClientHandle: h, Value: f.value(node)})
 			}
 		}
@@ -117,14 +134,20 @@ func (f *fakeServer) set(node string, v any) {
 	f.changed()
 }
 
-// raise sends an event of a standard type from node to everyone who monitors it.
+// raise sends an event of a standard type from node to everyone who monitors it
+// for changes of the address space.
 func (f *fakeServer) raise(node string, eventType uint32) {
+	f.raiseFields(node, ua.MustVariant(ns0(eventType)))
+}
+
+// raiseFields sends an event of these fields.
+func (f *fakeServer) raiseFields(node string, fields ...*ua.Variant) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, s := range f.subs {
 		for h, n := range s.items {
 			if n == node {
-				s.events = append(s.events, &ua.EventFieldList{ClientHandle: h, EventFields: []*ua.Variant{ua.MustVariant(ns0(eventType))}})
+				s.events = append(s.events, &ua.EventFieldList{ClientHandle: h, EventFields: fields})
 			}
 		}
 	}
@@ -161,13 +184,20 @@ func (f *fakeServer) value(node string) *ua.DataValue {
 	if !ok {
 		return &ua.DataValue{Value: &ua.Variant{}, Status: ua.StatusBadNodeIDUnknown}
 	}
-	now := time.Now()
+	now := f.clock()
 	return &ua.DataValue{Value: ua.MustVariant(v), SourceTimestamp: now, ServerTimestamp: now}
 }
+
+// clock is the server's, in the steps of the wire.
+func (f *fakeServer) clock() time.Time { return time.Now().Add(f.skew).Truncate(100) }
 
 func (f *fakeServer) Send(ctx context.Context, req ua.Request) (ua.Response, error) {
 	f.mu.Lock()
 	down := f.down
+	if f.idle > 0 && time.Since(f.asked) > f.idle {
+		f.expired++
+	}
+	f.asked = time.Now()
 	f.mu.Unlock()
 	select {
 	case <-down:
@@ -176,6 +206,10 @@ func (f *fakeServer) Send(ctx context.Context, req ua.Request) (ua.Response, err
 	}
 	if p, ok := req.(*ua.PublishRequest); ok {
 		return f.publish(ctx, p, down)
+	}
+	if c, ok := req.(*ua.CreateMonitoredItemsRequest); ok && f.slow > 0 && len(c.ItemsToCreate) > f.slow {
+		<-ctx.Done()
+		return nil, ctx.Err()
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -189,9 +223,12 @@ func (f *fakeServer) Send(ctx context.Context, req ua.Request) (ua.Response, err
 		if f.noSubs {
 			return nil, ua.StatusBadServiceUnsupported
 		}
+		if f.subsRefused != 0 {
+			return nil, f.subsRefused
+		}
 		f.nextSub++
 		interval := time.Duration(r.RequestedPublishingInterval) * time.Millisecond
-		f.subs[f.nextSub] = &fakeSub{items: map[uint32]string{}, kept: map[uint32]*ua.NotificationMessage{}, interval: interval,
+		f.subs[f.nextSub] = &fakeSub{items: map[uint32]string{}, made: map[uint32]uint32{}, kept: map[uint32]*ua.NotificationMessage{}, interval: interval,
 			keepalive: interval * time.Duration(r.RequestedMaxKeepAliveCount), last: time.Now()}
 		return &ua.CreateSubscriptionResponse{SubscriptionID: f.nextSub, RevisedPublishingInterval: r.RequestedPublishingInterval,
 			RevisedLifetimeCount: r.RequestedLifetimeCount, RevisedMaxKeepAliveCount: r.RequestedMaxKeepAliveCount}, nil
@@ -231,6 +268,10 @@ func (f *fakeServer) Send(ctx context.Context, req ua.Request) (ua.Response, err
 		}
 		return &ua.DeleteSubscriptionsResponse{Results: make([]ua.StatusCode, len(r.SubscriptionIDs))}, nil
 	case *ua.DeleteMonitoredItemsRequest:
+		for _, id := range r.MonitoredItemIDs {
+			f.calls["DeleteItem"]++
+			delete(f.subs[r.SubscriptionID].made, id)
+		}
 		return &ua.DeleteMonitoredItemsResponse{Results: make([]ua.StatusCode, len(r.MonitoredItemIDs))}, nil
 	case *ua.ModifySubscriptionRequest:
 		f.calls["ModifySubscription"]++
@@ -239,9 +280,39 @@ func (f *fakeServer) Send(ctx context.Context, req ua.Request) (ua.Response, err
 	case *ua.SetPublishingModeRequest:
 		f.calls["SetPublishingMode"]++
 		return &ua.SetPublishingModeResponse{Results: make([]ua.StatusCode, len(r.SubscriptionIDs))}, nil
+	case *ua.HistoryReadRequest:
+		return f.readHistory(r), nil
+	case *ua.CallRequest:
+		switch m := r.MethodsToCall[0]; {
+		case m.MethodID.IntID() == idConditionRefresh:
+			f.calls["ConditionRefresh"]++
+			return &ua.CallResponse{Results: []*ua.CallMethodResult{{}}}, nil
+		case f.lists:
+			var server, client []uint32
+			for id, handle := range f.subs[m.InputArguments[0].Value().(uint32)].made {
+				server, client = append(server, id), append(client, handle)
+			}
+			return &ua.CallResponse{Results: []*ua.CallMethodResult{{OutputArguments: []*ua.Variant{ua.MustVariant(server), ua.MustVariant(client)}}}}, nil
+		}
+		return nil, ua.StatusBadServiceUnsupported
 	default:
 		return nil, ua.StatusBadServiceUnsupported
 	}
+}
+
+func (f *fakeServer) readHistory(r *ua.HistoryReadRequest) *ua.HistoryReadResponse {
+	details := r.HistoryReadDetails.Value.(*ua.ReadRawModifiedDetails)
+	out := &ua.HistoryReadResponse{}
+	for _, n := range r.NodesToRead {
+		data := &ua.HistoryData{}
+		for _, v := range f.history[n.NodeID.String()] {
+			if t := v.SourceTimestamp; !t.Before(details.StartTime) && t.Before(details.EndTime) {
+				data.DataValues = append(data.DataValues, v)
+			}
+		}
+		out.Results = append(out.Results, &ua.HistoryReadResult{HistoryData: &ua.ExtensionObject{Value: data}})
+	}
+	return out
 }
 
 func (f *fakeServer) read(r *ua.ReadRequest) (ua.Response, error) {
@@ -262,6 +333,10 @@ func (f *fakeServer) read(r *ua.ReadRequest) (ua.Response, error) {
 			v = &ua.DataValue{Value: ua.MustVariant(f.namespaces)}
 		case n.NodeID.Namespace() == 0 && n.NodeID.IntID() == idServerStartTime:
 			v = &ua.DataValue{Value: ua.MustVariant(f.started)}
+		case n.NodeID.Namespace() == 0 && n.NodeID.IntID() == idServerCurrentTime:
+			v = &ua.DataValue{Value: ua.MustVariant(f.clock())}
+		case n.AttributeID == ua.AttributeIDHistorizing && f.history[id] != nil:
+			v = &ua.DataValue{Value: ua.MustVariant(true)}
 		case n.NodeID.Namespace() == 0 && n.NodeID.IntID() == idServerState:
 			v = &ua.DataValue{Value: ua.MustVariant(int32(0))}
 		case n.AttributeID == ua.AttributeIDNodeClass && f.children[id] != nil:
@@ -286,7 +361,11 @@ func (f *fakeServer) createItems(r *ua.CreateMonitoredItemsRequest) (ua.Response
 	out := &ua.CreateMonitoredItemsResponse{}
 	for _, it := range r.ItemsToCreate {
 		node, handle := it.ItemToMonitor.NodeID.String(), it.RequestedParameters.ClientHandle
-		res := &ua.MonitoredItemCreateResult{MonitoredItemID: handle, RevisedSamplingInterval: it.RequestedParameters.SamplingInterval}
+		f.nextItem++
+		res := &ua.MonitoredItemCreateResult{MonitoredItemID: f.nextItem, RevisedSamplingInterval: it.RequestedParameters.SamplingInterval, RevisedQueueSize: it.RequestedParameters.QueueSize}
+		if f.queues > 0 {
+			res.RevisedQueueSize = min(res.RevisedQueueSize, f.queues)
+		}
 		if _, ok := f.values[node]; !ok {
 			res.StatusCode = ua.StatusBadNodeIDUnknown
 		} else if st := f.refuse[node]; st != 0 {
@@ -294,7 +373,7 @@ func (f *fakeServer) createItems(r *ua.CreateMonitoredItemsRequest) (ua.Response
 		} else if st := f.noFilter[node]; st != 0 && it.RequestedParameters.Filter != nil {
 			res.StatusCode = st
 		} else {
-			s.items[handle] = node
+			s.items[handle], s.made[f.nextItem] = node, handle
 			if it.ItemToMonitor.AttributeID != ua.AttributeIDEventNotifier {
 				s.queue = append(s.queue, &ua.MonitoredItemNotification{ClientHandle: handle, Value: f.value(node)})
 			}
@@ -302,6 +381,11 @@ func (f *fakeServer) createItems(r *ua.CreateMonitoredItemsRequest) (ua.Response
 		out.Results = append(out.Results, res)
 	}
 	f.changed()
+	if f.loseAnswer {
+		f.loseAnswer = false
+		close(f.down)
+		return nil, io.EOF
+	}
 	return out, nil
 }
 

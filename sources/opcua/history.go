@@ -26,7 +26,7 @@ func (e *engine) startBackfill(ctx context.Context) {
 	}
 	e.backfill = false
 	var holes []hole
-	now := time.Now()
+	now := e.s.now()
 	for _, it := range e.src.plan.items {
 		if !it.history || it.event != nil || it.gapFrom == 0 {
 			continue
@@ -115,7 +115,7 @@ func (e *engine) sendHistory(ctx context.Context, h hole, r *ua.HistoryReadResul
 	}
 	f := fetched{history: true}
 	for _, v := range data.DataValues {
-		if t := v.SourceTimestamp; t.Before(h.from) || !t.Before(h.to) {
+		if t := exactTime(v.SourceTimestamp); t.Before(h.from) || !t.Before(h.to) {
 			continue // other nodes of the same request reach further back
 		}
 		f.items, f.values = append(f.items, h.it), append(f.values, v)

@@ -1,6 +1,7 @@
 package opcua
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/rand"
 	"crypto/rsa"
@@ -18,6 +19,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 )
@@ -31,8 +33,37 @@ const madeBy = "edgehost"
 // identity is a certificate and its key: our application's or a user's.
 type identity struct {
 	cert *x509.Certificate
-	key  *rsa.PrivateKey
+	// issuers are those of cert that lie in the same file, nearest first: servers
+	// that trust a CA far above need those between.
+	issuers []*x509.Certificate
+	key     *rsa.PrivateKey
+	file    []byte // that the certificates are from
 }
+
+// chain is what a server is shown: the certificate and as many of its issuers as
+// fit into limit bytes, whole ones only (Part 6, 6.7.2.3).
+func (i *identity) chain(limit int) []byte {
+	out := slices.Clone(i.cert.Raw)
+	for _, c := range i.issuers {
+		if len(out)+len(c.Raw) > limit {
+			break
+		}
+		out = append(out, c.Raw...)
+	}
+	return out
+}
+
+// top is the certificate at the end of the chain. Its issuer is one that we do
+// not have, unless it issued itself.
+func (i *identity) top() *x509.Certificate {
+	if n := len(i.issuers); n > 0 {
+		return i.issuers[n-1]
+	}
+	return i.cert
+}
+
+// selfIssued reports whether c names itself as its issuer.
+func selfIssued(c *x509.Certificate) bool { return bytes.Equal(c.RawIssuer, c.RawSubject) }
 
 func (i *identity) thumbprint() string {
 	if i == nil {
@@ -59,20 +90,62 @@ func Thumbprint(der []byte) string {
 
 // parseCertificate reads the first certificate of PEM or DER bytes.
 func parseCertificate(b []byte) (*x509.Certificate, error) {
+	certs, err := parseCertificates(b)
+	if err != nil {
+		return nil, err
+	}
+	return certs[0], nil
+}
+
+// parseCertificates reads the certificates, at least one, of PEM or DER bytes: PEM
+// blocks among others, or DER one after the other.
+func parseCertificates(b []byte) (certs []*x509.Certificate, err error) {
 	for rest := b; ; {
 		var block *pem.Block
 		if block, rest = pem.Decode(rest); block == nil {
 			break
 		}
-		if block.Type == "CERTIFICATE" {
-			return x509.ParseCertificate(block.Bytes)
+		if block.Type != "CERTIFICATE" {
+			continue
 		}
+		c, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, fmt.Errorf("certificate %d of the file: %w", len(certs)+1, err)
+		}
+		certs = append(certs, c)
 	}
-	cert, err := x509.ParseCertificate(b)
-	if err != nil {
+	if len(certs) > 0 {
+		return certs, nil
+	}
+	if certs, err = x509.ParseCertificates(b); err != nil {
 		return nil, fmt.Errorf("neither a PEM nor a DER certificate: %w", err)
 	}
-	return cert, nil
+	if len(certs) == 0 {
+		return nil, errors.New("no certificate in it")
+	}
+	return certs, nil
+}
+
+// identityOf finds the certificate of key among certs, and puts its issuers in
+// order. rest are certificates that are neither.
+func identityOf(key *rsa.PrivateKey, certs []*x509.Certificate) (id *identity, rest []*x509.Certificate) {
+	at := slices.IndexFunc(certs, func(c *x509.Certificate) bool { return key.PublicKey.Equal(c.PublicKey) })
+	if at < 0 {
+		return nil, certs
+	}
+	id = &identity{cert: certs[at], key: key}
+	rest = slices.Delete(slices.Clone(certs), at, at+1)
+	for last := id.cert; !selfIssued(last); last = id.top() {
+		at := slices.IndexFunc(rest, func(c *x509.Certificate) bool {
+			return bytes.Equal(c.RawSubject, last.RawIssuer) && last.CheckSignatureFrom(c) == nil
+		})
+		if at < 0 {
+			break
+		}
+		id.issuers = append(id.issuers, rest[at])
+		rest = slices.Delete(rest, at, at+1)
+	}
+	return id, rest
 }
 
 // splitChain cuts what a server shows into its own certificate and those of its
@@ -132,25 +205,35 @@ func loadIdentity(certPath, keyPath string, log *slog.Logger) (*identity, error)
 	if err != nil {
 		return nil, fmt.Errorf("read certificate: %w", err)
 	}
-	cert, err := parseCertificate(cb)
+	certs, err := parseCertificates(cb)
 	if err != nil {
 		return nil, fmt.Errorf("read certificate %s: %w", certPath, err)
 	}
 	kb, err := os.ReadFile(keyPath)
 	if err != nil {
-		return nil, fmt.Errorf("read private key: %w", err)
+		return nil, fmt.Errorf("read private key: %w; edgehost's user must be able to read it", err)
 	}
 	key, err := parseKey(kb)
 	if err != nil {
 		return nil, fmt.Errorf("read private key %s: %w", keyPath, err)
 	}
-	if !key.PublicKey.Equal(cert.PublicKey) {
-		return nil, fmt.Errorf("private key %s does not belong to certificate %s", keyPath, certPath)
+	id, rest := identityOf(key, certs)
+	if id == nil {
+		return nil, fmt.Errorf("private key %s does not belong to certificate %s: name the pair that was made together", keyPath, certPath)
+	}
+	for _, c := range rest {
+		log.Warn("a certificate is not sent: it is no issuer of ours", "path", certPath, "subject", c.Subject.String(), "thumbprint", Thumbprint(c.Raw))
 	}
 	if st, err := os.Stat(keyPath); err == nil && st.Mode().Perm()&0o077 != 0 {
 		log.Warn("private key is readable by others; chmod 600 it", "path", keyPath, "mode", st.Mode().Perm().String())
 	}
-	return &identity{cert: cert, key: key}, nil
+	id.file = cb
+	return id, nil
+}
+
+// renewalDue reports whether a certificate that we made is to be replaced.
+func (c Config) renewalDue(id *identity) bool {
+	return selfMade(id.cert) && time.Until(id.cert.NotAfter) <= time.Duration(c.CertificateRenewDays)*24*time.Hour
 }
 
 // ownIdentity returns our application identity. It is made when neither file
@@ -187,12 +270,10 @@ func ownIdentity(c Config, paths ownPaths, log *slog.Logger) (*identity, error) 
 		log.Warn("application_uri differs from the certificate's; the certificate's is announced, since servers compare them",
 			"configured", c.ApplicationURI, "certificate", uri)
 	}
-	left := time.Until(id.cert.NotAfter)
-	if left > time.Duration(c.CertificateRenewDays)*24*time.Hour {
-		return id, nil
-	}
-	if !selfMade(id.cert) {
-		log.Warn("our OPC UA certificate expires soon; replace the file, it is picked up without a restart", "path", paths.cert, "expires", id.cert.NotAfter)
+	if !c.renewalDue(id) {
+		if left := time.Until(id.cert.NotAfter); left <= time.Duration(c.CertificateRenewDays)*24*time.Hour {
+			log.Warn("our OPC UA certificate expires soon; replace the file, it is picked up without a restart", "path", paths.cert, "expires", id.cert.NotAfter)
+		}
 		return id, nil
 	}
 	if err := writeFile(paths.cert+".old", id.cert.Raw, 0o644); err != nil {
@@ -267,7 +348,7 @@ func makeCertificate(key *rsa.PrivateKey, uri, path string) (*identity, error) {
 	if err := writeFile(path, body, 0o644); err != nil {
 		return nil, err
 	}
-	return &identity{cert: cert, key: key}, nil
+	return &identity{cert: cert, key: key, file: body}, nil
 }
 
 // writeFile writes a file whole or not at all.

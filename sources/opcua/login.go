@@ -57,6 +57,9 @@ type serverSession struct {
 	// none and none is needed.
 	cert  []byte
 	nonce []byte // that the next signature must hold
+	// idle is how long the server keeps the session without a request, as it revised
+	// what we asked for.
+	idle time.Duration
 }
 
 // createSession makes a session over c, and has the server prove that it holds
@@ -74,7 +77,7 @@ func (d *dialer) createSession(ctx context.Context, c *channel, endpoint string,
 		req.ClientDescription.ApplicationURI = "urn:" + madeBy
 	}
 	if own := c.guard.own; own != nil {
-		req.ClientCertificate, req.ClientDescription.ApplicationURI = own.cert.Raw, own.applicationURI()
+		req.ClientCertificate, req.ClientDescription.ApplicationURI = c.certs, own.applicationURI()
 	}
 	res, err := call[*ua.CreateSessionResponse](ctx, sessionTransport{c: c}, req)
 	if err != nil {
@@ -89,14 +92,20 @@ func (d *dialer) createSession(ctx context.Context, c *channel, endpoint string,
 		if err != nil {
 			return nil, fmt.Errorf("create session: %w", err)
 		}
-		if res.ServerSignature == nil || algo.VerifySignature(slices.Concat(req.ClientCertificate, nonce), res.ServerSignature.Signature) != nil {
+		// Of a chain the first certificate is signed; older servers sign all of it
+		// (Part 4, 5.6.2.2).
+		proves := func(cert []byte) bool {
+			return res.ServerSignature != nil && algo.VerifySignature(slices.Concat(cert, nonce), res.ServerSignature.Signature) == nil
+		}
+		if !proves(c.guard.own.cert.Raw) && !proves(req.ClientCertificate) {
 			return nil, &refusal{kind: refusedTrust, msg: "server could not prove that it holds the key of its certificate: another machine may be answering for it"}
 		}
 	}
 	if res.AuthenticationToken == nil {
 		return nil, errors.New("create session: server gives no token for it")
 	}
-	return &serverSession{token: res.AuthenticationToken, cert: shown, nonce: res.ServerNonce}, nil
+	return &serverSession{token: res.AuthenticationToken, cert: shown, nonce: res.ServerNonce,
+		idle: time.Duration(res.RevisedSessionTimeout * float64(time.Millisecond))}, nil
 }
 
 // activate makes s the session of c, for u. The server proves nothing more: it

@@ -80,7 +80,7 @@ func miloLimits(t *testing.T, p *peer) {
 	cfg := plain(NodeConfig{BrowsePath: "Objects/2:Plant", Recursive: true, Include: []string{"Counter*", "Idle*"}})
 	r := run(t, p.url, cfg, &collector{})
 	got := map[string]bool{}
-	eventually(t, "310 values", 60*time.Second, func() bool {
+	eventually(t, "310 values", func() bool {
 		for _, rec := range r.col.all() {
 			got[rec.Address] = rec.Status == 0
 		}
@@ -102,7 +102,7 @@ func miloBadNode(t *testing.T, p *peer) {
 	cfg.Nodes = append(cfg.Nodes, NodeConfig{NodeID: "nsu=urn:edgehost:test;s=Missing"})
 	r := run(t, p.url, cfg, &collector{})
 	r.awaitState(t, sources.Degraded)
-	eventually(t, "ten counters", 30*time.Second, func() bool { return len(r.col.numbers()) == 10 })
+	eventually(t, "ten counters", func() bool { return len(r.col.numbers()) == 10 })
 	if d := r.status.Snapshot().Detail; !strings.Contains(d, "1 of 11") || !strings.Contains(d, "Missing (BadNodeIdUnknown)") {
 		t.Errorf("detail %q", d)
 	}
@@ -118,13 +118,8 @@ func miloDeadband(t *testing.T, p *peer) {
 		cfg.Nodes[0].Deadband, cfg.Nodes[1].Deadband = band, percent
 		r := run(t, p.url, cfg, &collector{})
 		r.awaitState(t, sources.Connected)
-		eventually(t, "both values", 20*time.Second, func() bool { return len(r.col.all()) == 2 })
-		for i, level := range []string{"115", "125", "140", "160", "165"} {
-			p.tell(t, "set Level %s", level)
-			p.tell(t, "set Set %d", i+1)
-			wait(300 * time.Millisecond)
-		}
-		wait(500 * time.Millisecond)
+		eventually(t, "both values", func() bool { return len(r.col.all()) == 2 })
+		raiseLevel(t, p, r)
 		got := floats(r.col)
 		if s := fmt.Sprint(got["nsu=urn:edgehost:test;s=Level"]); s != "[100 125 160]" {
 			t.Errorf("%s: analog item %s, want 100, 125 and 160", band.Type, s)
@@ -149,7 +144,7 @@ func miloStructures(t *testing.T, p *peer) {
 		"Opaque": "", // only its bytes
 	}
 	got := map[string]string{}
-	eventually(t, "seven structures", 30*time.Second, func() bool { return len(r.col.all()) >= len(want) })
+	eventually(t, "seven structures", func() bool { return len(r.col.all()) >= len(want) })
 	for _, rec := range r.col.all() {
 		_, name, _ := strings.Cut(rec.Address, ";s=")
 		got[name] = rec.Value.Text()
@@ -178,7 +173,7 @@ func miloOutage(t *testing.T, p *peer) {
 	proxy.listen(t)
 	r.awaitState(t, sources.Connected)
 	n := uint64(p.tell(t, "now"))
-	eventually(t, "the present value", 30*time.Second, func() bool { return r.col.numbers()["nsu=urn:edgehost:test;s=Counter0"][n] > 0 })
+	eventually(t, "the present value", func() bool { return r.col.numbers()["nsu=urn:edgehost:test;s=Counter0"][n] > 0 })
 	r.stop()
 	wantNothingLost(t, checkCounters(t, r.col, 10), r)
 	if r.status.Snapshot().Counters[metricResumes] == 0 {

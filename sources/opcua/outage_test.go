@@ -45,7 +45,7 @@ func outageWith(t *testing.T, opts map[string]any, cfg Config, fault func(p *pee
 	r.awaitState(t, sources.Connected)
 	wait(4 * time.Second)
 	last := uint64(p.tell(t, "freeze"))
-	eventually(t, "the last value", 30*time.Second, func() bool { return r.col.numbers()["nsu=urn:edgehost:test;s=Counter0"][last] > 0 })
+	eventually(t, "the last value", func() bool { return r.col.numbers()["nsu=urn:edgehost:test;s=Counter0"][last] > 0 })
 	r.stop()
 	lost = checkCounters(t, r.col, len(cfg.Nodes))
 	repeats := 0
@@ -145,7 +145,7 @@ func ownKill(t *testing.T, opts map[string]any, change func(*Config)) {
 func wantTakenOver(t *testing.T, p *peer, second *rig, col *collector) {
 	t.Helper()
 	last := uint64(p.tell(t, "freeze"))
-	eventually(t, "the last value", 30*time.Second, func() bool { return col.numbers()["nsu=urn:edgehost:test;s=Counter0"][last] > 0 })
+	eventually(t, "the last value", func() bool { return col.numbers()["nsu=urn:edgehost:test;s=Counter0"][last] > 0 })
 	second.stop()
 	wantNothingLost(t, checkCounters(t, col, 10), second)
 	if second.status.Snapshot().Counters[metricResumes] == 0 {
@@ -184,11 +184,11 @@ func TestRenewedCertificate(t *testing.T) {
 	if _, err := ownIdentity(due, due.ownPaths(dir), quiet); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "a connection with the new certificate", 100*time.Second, func() bool { return r.status.Snapshot().Counters[metricResumes] > 0 })
+	eventually(t, "a connection with the new certificate", func() bool { return r.status.Snapshot().Counters[metricResumes] > 0 })
 	r.awaitState(t, sources.Connected)
 	wait(2 * time.Second)
 	last := uint64(p.tell(t, "freeze"))
-	eventually(t, "the last value", 30*time.Second, func() bool { return r.col.numbers()["nsu=urn:edgehost:test;s=Counter0"][last] > 0 })
+	eventually(t, "the last value", func() bool { return r.col.numbers()["nsu=urn:edgehost:test;s=Counter0"][last] > 0 })
 	r.stop()
 	wantNothingLost(t, checkCounters(t, r.col, 10), r)
 }
@@ -221,7 +221,7 @@ func TestSmokeServerRestartedOften(t *testing.T) {
 		since := time.Now().UnixMicro()
 		p.start(t)
 		r.awaitState(t, state)
-		eventually(t, "new values of all nodes that are there", 20*time.Second, func() bool {
+		eventually(t, "new values of all nodes that are there", func() bool {
 			clear(got)
 			for _, rec := range r.col.all() {
 				if rec.Status == 0 && rec.IngestTime > since {
@@ -253,7 +253,7 @@ func TestOutageServerRestart(t *testing.T) {
 	p.start(t)
 	r.awaitState(t, sources.Degraded)
 	got := map[string]bool{}
-	eventually(t, "values of the other nine", 30*time.Second, func() bool {
+	eventually(t, "values of the other nine", func() bool {
 		for _, rec := range col.all() {
 			if rec.Status == 0 && rec.EventTime > restart {
 				got[rec.Address] = true
@@ -275,7 +275,7 @@ func TestOutageServerRestart(t *testing.T) {
 	}
 	// The node comes back: it is tried again alone.
 	p.tell(t, "add Counter3")
-	eventually(t, "the node that came back", 90*time.Second, func() bool { return r.status.Snapshot().State == sources.Connected })
+	eventually(t, "the node that came back", func() bool { return r.status.Snapshot().State == sources.Connected })
 }
 
 // overflow runs an outage that is longer than the queue of the server, and

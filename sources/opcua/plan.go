@@ -54,19 +54,25 @@ func (s *session) makePlan(ctx context.Context, src *Source, only []int) (*plan,
 	if err != nil {
 		return nil, err
 	}
+	// A node that is named itself is read as it says, also below a recursive one.
+	slices.SortStableFunc(starts, namedFirst)
 	seen := map[string]bool{}
-	add := func(it *item) {
-		if key := it.node.String(); !seen[key] {
+	add := func(it *item) (fresh bool) {
+		key := it.node.String()
+		if fresh = !seen[key]; fresh {
 			seen[key] = true
 			p.items = append(p.items, it)
 		}
+		return fresh
 	}
 	names, filters := map[*item]NodeConfig{}, map[*item][]string{}
 	for _, st := range starts {
 		if !st.cfg.Recursive {
 			it := s.single(st)
 			names[it] = st.cfg
-			add(it)
+			if !add(it) {
+				s.log.Warn("two nodes of the configuration are one on the server; the first is read", "second", nodeName(st.cfg), "node", it.node.String())
+			}
 			continue
 		}
 		found, full, err := s.browseBelow(ctx, st)
@@ -118,6 +124,18 @@ func (s *session) single(st start) *item {
 		it.address = st.cfg.NodeID // it survives a change of indexes
 	}
 	return it
+}
+
+// namedFirst orders nodes that are named themselves before recursive ones.
+func namedFirst(a, b start) int {
+	switch {
+	case a.cfg.Recursive == b.cfg.Recursive:
+		return 0
+	case b.cfg.Recursive:
+		return -1
+	default:
+		return 1
+	}
 }
 
 func nodeName(n NodeConfig) string {

@@ -15,13 +15,17 @@ func (e *engine) polls(it *item) bool {
 }
 
 // pollInstead polls everything, on a server without subscriptions.
-func (e *engine) pollInstead(items []*item) {
+func (e *engine) pollInstead(ctx context.Context, items []*item) error {
 	e.forcedPoll = true
 	for _, it := range items {
 		if it.event != nil {
 			it.status, it.failed = ua.StatusBadServiceUnsupported, true
 		}
 	}
+	if e.stopPolls == nil {
+		return nil // loop starts them
+	}
+	return e.startPolls(ctx)
 }
 
 // startPolls runs one poller for each interval, in place of those that run.
@@ -131,7 +135,7 @@ func (e *engine) polled(it *item, v *ua.DataValue, now time.Time) (abi.Record, b
 	switch *it.cfg.Trigger {
 	case "status":
 	case "status_value_timestamp":
-		changed = changed || r.EventTime != it.lastEvent || it.outsideDeadband(r.Value)
+		changed = changed || eventTime(v, now, e.s.skew) != it.lastEvent || it.outsideDeadband(r.Value)
 	default:
 		changed = changed || it.outsideDeadband(r.Value)
 	}

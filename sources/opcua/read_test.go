@@ -19,7 +19,7 @@ import (
 )
 
 func plain(nodes ...NodeConfig) Config {
-	return Config{SecurityPolicy: "None", SecurityMode: "None", PublishingIntervalMS: 200, Nodes: nodes}
+	return Config{SecurityPolicy: "None", SecurityMode: "None", PublishingIntervalMS: 200, RequestTimeoutSeconds: 60, Nodes: nodes}
 }
 
 // TestOneBadNode: 299 items flow although one of 300 does not exist, on a server
@@ -33,7 +33,7 @@ func TestOneBadNode(t *testing.T) {
 	r := run(t, p.url, cfg, &collector{})
 	r.awaitState(t, sources.Degraded)
 	got := map[string]bool{}
-	eventually(t, "299 values", 30*time.Second, func() bool {
+	eventually(t, "299 values", func() bool {
 		for _, rec := range r.col.all() {
 			if rec.Status == 0 {
 				got[rec.Address] = true
@@ -52,7 +52,7 @@ func TestTinyLimits(t *testing.T) {
 	cfg := plain(NodeConfig{BrowsePath: "0:Root/0:Objects/2:Plant", Recursive: true, Include: []string{"Counter*"}})
 	r := run(t, p.url, cfg, &collector{})
 	r.awaitState(t, sources.Connected)
-	eventually(t, "60 counters", 30*time.Second, func() bool { return len(r.col.numbers()) == 60 })
+	eventually(t, "60 counters", func() bool { return len(r.col.numbers()) == 60 })
 }
 
 func TestTenThousandItems(t *testing.T) {
@@ -60,7 +60,7 @@ func TestTenThousandItems(t *testing.T) {
 	r := run(t, p.url, plain(NodeConfig{BrowsePath: "Objects/2:Plant", Recursive: true, MaxNodes: 20000, Include: []string{"Counter*", "Idle*"}}), &collector{})
 	r.awaitState(t, sources.Connected)
 	got := map[string]bool{}
-	eventually(t, "10 000 items", 60*time.Second, func() bool {
+	eventually(t, "10 000 items", func() bool {
 		for _, rec := range r.col.all() {
 			got[rec.Address] = true
 		}
@@ -125,7 +125,7 @@ func TestTypes(t *testing.T) {
 	if err := json.Unmarshal(out, &want); err != nil {
 		t.Fatalf("%v in %s", err, out)
 	}
-	eventually(t, "all values", 20*time.Second, func() bool { return len(r.col.all()) >= len(want) })
+	eventually(t, "all values", func() bool { return len(r.col.all()) >= len(want) })
 	got := map[string]string{}
 	for _, rec := range r.col.all() {
 		_, name, _ := strings.Cut(rec.Address, ";s=")
@@ -182,7 +182,7 @@ func TestSmokeEvents(t *testing.T) {
 	cfg.Events = []EventConfig{{NodeID: "i=2253", MinSeverity: 500, Fields: []string{"SourceNode"}}}
 	r := run(t, p.url, cfg, &collector{})
 	r.awaitState(t, sources.Connected)
-	eventually(t, "three events", 30*time.Second, func() bool { return len(r.col.all()) >= 3 })
+	eventually(t, "three events", func() bool { return len(r.col.all()) >= 3 })
 	for _, rec := range r.col.all() {
 		var ev struct {
 			Message  string
@@ -195,6 +195,85 @@ func TestSmokeEvents(t *testing.T) {
 }
 
 // TestHistory: what the server's queue could not hold comes from its history.
+// TestSmokeAlarms: the alarm that is in force comes at once, marked as repeated, and
+// its end when it ends.
+func TestSmokeAlarms(t *testing.T) {
+	p := startPeer(t, map[string]any{"counters": 1, "alarms": true})
+	p.tell(t, "set Height 90")
+	cfg := Config{SecurityPolicy: "None", SecurityMode: "None", PublishingIntervalMS: 200, Events: []EventConfig{{NodeID: "i=2253",
+		Fields: []string{"ConditionId", "ConditionName", "ActiveState/Id", "AckedState/Id", "Retain"}}}}
+	r := run(t, p.url, cfg, &collector{})
+	came := func(wantActive, wantRepeated bool) bool {
+		for _, rec := range r.col.all() {
+			var f map[string]any
+			if err := json.Unmarshal([]byte(rec.Value.Text()), &f); err != nil {
+				t.Fatal(err)
+			}
+			id, _ := f["ConditionId"].(string)
+			_, repeated := rec.Attr(attrRefreshed)
+			if f["ConditionName"] == "TankAlarm" && strings.Contains(id, "ns=") && f["AckedState/Id"] != nil && f["ActiveState/Id"] == wantActive && repeated == wantRepeated {
+				return true
+			}
+		}
+		return false
+	}
+	eventually(t, "the alarm in force", func() bool { return came(true, true) })
+	if came(false, false) {
+		t.Error("its end came before it ended")
+	}
+	p.tell(t, "set Height 0")
+	eventually(t, "the end of the alarm", func() bool { return came(false, false) })
+}
+
+// TestSmokeAlarmsSelected: type and comparison of fields keep other events and alarms
+// out.
+func TestSmokeAlarmsSelected(t *testing.T) {
+	p := startPeer(t, map[string]any{"counters": 1, "alarms": true, "events": true})
+	cfg := Config{SecurityPolicy: "None", SecurityMode: "None", PublishingIntervalMS: 200}
+	where := func(name, op, field string, v any) EventConfig {
+		return EventConfig{NodeID: "i=2253", Name: name, EventType: "i=2915", Fields: []string{"ConditionName", "ActiveState/Id"}, Where: []WhereConfig{{Field: field, Op: op, Value: v}}}
+	}
+	cfg.Events = []EventConfig{where("ours", "eq", "ConditionName", "TankAlarm")}
+	r := run(t, p.url, cfg, &collector{})
+	cfg.Events = []EventConfig{where("none", "eq", "ConditionName", "Another")}
+	other := run(t, p.url, cfg, &collector{})
+	r.awaitState(t, sources.Connected)
+	other.awaitState(t, sources.Connected)
+	for _, height := range []int{90, 0, 120} {
+		n := len(r.col.all())
+		p.tell(t, "set Height %d", height)
+		eventually(t, fmt.Sprintf("the alarm at %d", height), func() bool { return len(r.col.all()) > n })
+	}
+	for _, rec := range r.col.all() {
+		if !strings.Contains(rec.Value.Text(), `"ConditionName":"TankAlarm"`) {
+			t.Errorf("event %s", rec.Value.Text())
+		}
+	}
+	if list := other.col.all(); len(list) > 0 {
+		t.Errorf("where lets through %s", list[0].Value.Text())
+	}
+}
+
+// TestNoFreeSession: a server whose sessions are all taken has words of its own, and
+// is read as soon as one is free.
+func TestNoFreeSession(t *testing.T) {
+	p := startPeer(t, map[string]any{"counters": 1, "sessions": 1})
+	polite := counterConfig(1)
+	polite.ResumeOnRestart = new(false) // it closes its session at its end
+	first := run(t, p.url, polite, &collector{})
+	first.awaitState(t, sources.Connected)
+	second := run(t, p.url, counterConfig(1), &collector{})
+	eventually(t, "no free session", func() bool {
+		s := second.status.Snapshot()
+		return s.State == sources.Reconnecting && strings.Contains(s.Detail, "no free session")
+	})
+	if len(second.col.all()) > 0 {
+		t.Error("values without a session")
+	}
+	first.stop()
+	second.awaitState(t, sources.Connected)
+}
+
 func TestHistory(t *testing.T) {
 	p := startPeer(t, map[string]any{"counters": 3, "history": true})
 	proxy, url := behindProxy(t, p)
@@ -210,7 +289,7 @@ func TestHistory(t *testing.T) {
 	r.awaitState(t, sources.Connected)
 	wait(6 * time.Second)
 	last := uint64(p.tell(t, "freeze"))
-	eventually(t, "the last value", 20*time.Second, func() bool { return r.col.numbers()["nsu=urn:edgehost:test;s=Counter0"][last] > 0 })
+	eventually(t, "the last value", func() bool { return r.col.numbers()["nsu=urn:edgehost:test;s=Counter0"][last] > 0 })
 	back := 0
 	for _, rec := range r.col.all() {
 		if v, ok := rec.Attr(abi.AttrBackfilled); ok && v.AsBool() {
@@ -235,9 +314,14 @@ func TestPollAndDeadband(t *testing.T) {
 			p.tell(t, "set Set 0")
 			r := run(t, p.url, plain(node), &collector{})
 			r.awaitState(t, sources.Connected)
-			for _, v := range []string{"1", "4", "10", "12", "20"} {
-				p.tell(t, "set Set %s", v)
-				wait(500 * time.Millisecond)
+			eventually(t, "the first value", func() bool { return len(r.col.all()) == 1 })
+			for _, v := range []float64{1, 4, 10, 12, 20} {
+				p.tell(t, "set Set %v", v)
+				if v < 10 || v == 12 { // within the dead-band: time to come if it were not
+					wait(500 * time.Millisecond)
+					continue
+				}
+				eventually(t, fmt.Sprint(v), func() bool { list := r.col.all(); return list[len(list)-1].Value.AsFloat() == v })
 			}
 			var got []float64
 			for _, rec := range r.col.all() {
@@ -257,7 +341,7 @@ func TestRebrowse(t *testing.T) {
 	r := run(t, p.url, plain(NodeConfig{BrowsePath: "Objects/2:Plant", Recursive: true, Exclude: []string{"Gone"}, RebrowseSeconds: 2}), &collector{})
 	r.awaitState(t, sources.Connected)
 	p.tell(t, "add Late")
-	eventually(t, "the new variable", 20*time.Second, func() bool {
+	eventually(t, "the new variable", func() bool {
 		for _, rec := range r.col.all() {
 			if rec.Address == "ns=2;s=Late" {
 				return true
@@ -274,7 +358,7 @@ func TestRebrowseOnModelChange(t *testing.T) {
 	r := run(t, p.url, plain(NodeConfig{BrowsePath: "Objects/2:Plant", Recursive: true, Exclude: []string{"Gone"}}), &collector{})
 	r.awaitState(t, sources.Connected)
 	p.tell(t, "add Late")
-	eventually(t, "the new variable", 20*time.Second, func() bool {
+	eventually(t, "the new variable", func() bool {
 		return slices.ContainsFunc(r.col.all(), func(rec abi.Record) bool { return rec.Address == "ns=2;s=Late" })
 	})
 }
@@ -283,7 +367,7 @@ func TestRebrowseOnModelChange(t *testing.T) {
 func TestBadStatusIsDelivered(t *testing.T) {
 	p := startPeer(t, map[string]any{"counters": 1})
 	r := run(t, p.url, plain(NodeConfig{NodeID: "nsu=urn:edgehost:test;s=Gone"}), &collector{})
-	eventually(t, "the Bad value", 20*time.Second, func() bool { return len(r.col.all()) > 0 })
+	eventually(t, "the Bad value", func() bool { return len(r.col.all()) > 0 })
 	rec := r.col.all()[0]
 	quality, _ := rec.Attr(abi.AttrQuality)
 	if rec.Status != 0x808B0000 || quality.Text() != "Bad" {
@@ -300,7 +384,7 @@ func TestConformanceAddressSpace(t *testing.T) {
 	r := run(t, p.url, cfg, &collector{})
 	got := map[string]bool{}
 	defer func() { t.Logf("%d variables, %+v", len(got), r.status.Snapshot()) }()
-	eventually(t, "all variables", 60*time.Second, func() bool {
+	eventually(t, "all variables", func() bool {
 		for _, rec := range r.col.all() {
 			got[rec.Address] = true
 			if rec.Value.Kind() == abi.KindJSON && !json.Valid([]byte(rec.Value.Text())) {
@@ -309,7 +393,7 @@ func TestConformanceAddressSpace(t *testing.T) {
 		}
 		return float64(len(got)) >= r.status.Snapshot().Counters[metricItems]*0.98 && len(got) > 500
 	})
-	eventually(t, "a state", 10*time.Second, func() bool {
+	eventually(t, "a state", func() bool {
 		s := r.status.Snapshot().State
 		return s == sources.Connected || s == sources.Degraded
 	})
@@ -336,7 +420,7 @@ func TestOverflowFlag(t *testing.T) {
 		v, ok := rec.Attr(abi.AttrOverflow)
 		return ok && v.AsBool()
 	}
-	eventually(t, "a flagged record", 20*time.Second, func() bool { return slices.ContainsFunc(r.col.all(), flagged) })
+	eventually(t, "a flagged record", func() bool { return slices.ContainsFunc(r.col.all(), flagged) })
 	rec := r.col.all()[slices.IndexFunc(r.col.all(), flagged)]
 	if status, _ := rec.Attr(abi.AttrStatus); rec.Status>>30 != 0 || status.Text() != "Good" || rec.Value.Kind() != abi.KindUint {
 		t.Errorf("%08X %s, %v", rec.Status, status.Text(), rec.Value)

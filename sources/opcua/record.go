@@ -34,6 +34,7 @@ type item struct {
 	event   *eventFilter // events instead of values
 	// modelChange says that the events are for us: they make no records.
 	modelChange bool
+	refreshing  bool    // the server repeats its conditions
 	span        float64 // of the EURange, when we apply a percent dead-band
 	undamped    bool    // its dead-band cannot be applied
 	history     bool    // the server historises the value
@@ -53,7 +54,7 @@ type item struct {
 	lastAt    time.Time // when the last value came
 	lastValue abi.Value
 	lastCode  uint32
-	lastEvent int64 // event time of the last value, microseconds
+	lastEvent int64 // eventTime of the last value, microseconds
 	heartbeat abi.Record
 	gapFrom   int64     // event time before a hole, until its history was read
 	gapTo     int64     // event time behind it, 0: it is not closed
@@ -148,9 +149,9 @@ func stamp(r *abi.Record, extra []abi.Attr, cfg *Config, v *ua.DataValue, now ti
 	case cfg.Timestamp == "ingest":
 		r.EventTime = now.UnixMicro()
 	case cfg.Timestamp == "source" && !v.SourceTimestamp.IsZero():
-		r.EventTime = v.SourceTimestamp.UnixMicro()
+		r.EventTime = exactTime(v.SourceTimestamp).UnixMicro()
 	case !v.ServerTimestamp.IsZero():
-		r.EventTime = v.ServerTimestamp.UnixMicro()
+		r.EventTime = exactTime(v.ServerTimestamp).UnixMicro()
 		if cfg.Timestamp == "source" {
 			from = "server"
 		}
@@ -160,7 +161,7 @@ func stamp(r *abi.Record, extra []abi.Attr, cfg *Config, v *ua.DataValue, now ti
 	if from != "" {
 		extra = append(extra, abi.Attr{Key: attrEventTimeFrom, Value: abi.String(from)})
 	}
-	if t := v.ServerTimestamp; !t.IsZero() && t.UnixMicro() != r.EventTime {
+	if t := exactTime(v.ServerTimestamp); !t.IsZero() && t.UnixMicro() != r.EventTime {
 		extra = append(extra, abi.Attr{Key: abi.AttrServerTime, Value: abi.Int(t.UnixMicro())})
 	}
 	return extra

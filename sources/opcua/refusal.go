@@ -8,6 +8,7 @@ import (
 	"net"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/edgehost/edgehost/sources"
 	"github.com/gopcua/opcua/ua"
@@ -51,8 +52,8 @@ func marked(err error) error {
 }
 
 // explain turns an error of the handshake into words that say what to do. own
-// is the thumbprint of our certificate, "" on an unsecured channel.
-func explain(err error, endpoint, own string) error {
+// is our certificate, nil on an unsecured channel.
+func explain(err error, endpoint string, own *identity) error {
 	var status ua.StatusCode
 	var tcp *uacp.Error
 	if errors.As(err, &tcp) {
@@ -61,27 +62,13 @@ func explain(err error, endpoint, own string) error {
 	if status == 0 && !errors.As(err, &status) {
 		return explainNet(err, endpoint)
 	}
-	auth := func(msg string) error { return &refusal{kind: refusedAuth, msg: msg, err: status} }
+	if msg := explainUser(status); msg != "" {
+		return &refusal{kind: refusedAuth, msg: msg, err: status}
+	}
+	if msg := explainCertificate(status, own); msg != "" {
+		return &refusal{kind: refusedAuth, msg: msg, err: status}
+	}
 	switch status {
-	case ua.StatusBadUserAccessDenied:
-		return auth("server refuses the user: check opcua.username and opcua.password, and the user's rights on the server")
-	case ua.StatusBadIdentityTokenInvalid:
-		return auth("server does not accept this kind of user (anonymous, password or certificate): set opcua.username or user_certificate_path as the server demands")
-	case ua.StatusBadIdentityTokenRejected:
-		return auth("server rejects the user: check the user name and password, or trust our user certificate on the server")
-	case ua.StatusBadUserSignatureInvalid:
-		return auth("server rejects the signature of the user certificate: check that user_private_key_path belongs to user_certificate_path")
-	case ua.StatusBadSecurityChecksFailed, ua.StatusBadCertificateUntrusted, ua.StatusBadCertificateInvalid, ua.StatusBadCertificateChainIncomplete:
-		if own == "" {
-			return auth("server refuses the connection's security: check its log")
-		}
-		return auth(fmt.Sprintf("server refuses our certificate: trust our certificate %s on the server (most list it under rejected certificates)", own))
-	case ua.StatusBadCertificateTimeInvalid:
-		return auth(fmt.Sprintf("server says that our certificate %s is expired or not yet valid: check both clocks, or delete the certificate to have a new one made", own))
-	case ua.StatusBadCertificateURIInvalid:
-		return auth(fmt.Sprintf("the application URI in our certificate %s is not the one that we announce: correct opcua.application_uri, or delete the certificate to have a new one made", own))
-	case ua.StatusBadCertificateRevoked, ua.StatusBadCertificateUseNotAllowed, ua.StatusBadCertificateHostNameInvalid:
-		return auth(fmt.Sprintf("server refuses our certificate %s", own))
 	case ua.StatusBadSecurityPolicyRejected, ua.StatusBadSecurityModeRejected:
 		return &refusal{kind: refusedConfig, msg: "server rejects the security policy or mode: set opcua.security_policy and security_mode to what it offers", err: status}
 	case ua.StatusBadTooManySessions:
@@ -91,6 +78,63 @@ func explain(err error, endpoint, own string) error {
 	default:
 		return fmt.Errorf("connect %s: %w", endpoint, err)
 	}
+}
+
+// explainUser is for a server that refuses the user; "" when status is about
+// something else.
+func explainUser(status ua.StatusCode) string {
+	switch status {
+	case ua.StatusBadUserAccessDenied:
+		return "server refuses the user: check opcua.username and opcua.password, and the user's rights on the server"
+	case ua.StatusBadIdentityTokenInvalid:
+		return "server does not accept this kind of user (anonymous, password or certificate): set opcua.username or user_certificate_path as the server demands"
+	case ua.StatusBadIdentityTokenRejected:
+		return "server rejects the user: check the user name and password, or trust our user certificate on the server"
+	case ua.StatusBadUserSignatureInvalid:
+		return "server rejects the signature of the user certificate: check that user_private_key_path belongs to user_certificate_path"
+	}
+	return ""
+}
+
+// explainCertificate is for a server that refuses our certificate; "" when status
+// is about something else.
+func explainCertificate(status ua.StatusCode, own *identity) string {
+	switch status {
+	case ua.StatusBadSecurityChecksFailed, ua.StatusBadCertificateUntrusted, ua.StatusBadCertificateInvalid, ua.StatusBadCertificateChainIncomplete:
+		if own == nil {
+			return "server refuses the connection's security: check its log"
+		}
+		return explainUntrusted(own)
+	case ua.StatusBadCertificateTimeInvalid:
+		if own != nil && !selfMade(own.cert) {
+			return fmt.Sprintf("server says that our certificate %s is expired or not yet valid (it is valid from %s to %s): check both clocks, or put a new one at certificate_path",
+				own.thumbprint(), own.cert.NotBefore.Format(time.DateOnly), own.cert.NotAfter.Format(time.DateOnly))
+		}
+		return fmt.Sprintf("server says that our certificate %s is expired or not yet valid: check both clocks, or delete the certificate to have a new one made", own.thumbprint())
+	case ua.StatusBadCertificateURIInvalid:
+		return fmt.Sprintf("the application URI in our certificate %s is not the one that we announce: correct opcua.application_uri, or delete the certificate to have a new one made", own.thumbprint())
+	case ua.StatusBadCertificateRevocationUnknown, ua.StatusBadCertificateIssuerRevocationUnknown:
+		return fmt.Sprintf("server has no revocation list of a CA of our certificate %s: install the CA's list on the server", own.thumbprint())
+	case ua.StatusBadCertificateIssuerTimeInvalid, ua.StatusBadCertificateIssuerRevoked, ua.StatusBadCertificateIssuerUseNotAllowed:
+		return fmt.Sprintf("server refuses a CA above our certificate %s (%s): have the certificate issued by another one", own.thumbprint(), statusName(status))
+	case ua.StatusBadCertificateRevoked, ua.StatusBadCertificateUseNotAllowed, ua.StatusBadCertificateHostNameInvalid:
+		return fmt.Sprintf("server refuses our certificate %s: have a new one issued, for digital signature and encipherment, by the CA that the server trusts", own.thumbprint())
+	}
+	return ""
+}
+
+// explainUntrusted says how a server comes to trust own: it hides which part of
+// the chain it missed.
+func explainUntrusted(own *identity) string {
+	msg := fmt.Sprintf("server refuses our certificate: trust our certificate %s on the server (most list it under rejected certificates)", own.thumbprint())
+	if selfIssued(own.cert) {
+		return msg
+	}
+	msg += fmt.Sprintf(", or the CA that issued it (%s)", own.cert.Issuer)
+	if top := own.top(); !selfIssued(top) {
+		msg += fmt.Sprintf("; if the server trusts a CA above that only, append the certificate of %s to the file at certificate_path", top.Issuer)
+	}
+	return msg
 }
 
 func explainNet(err error, endpoint string) error {

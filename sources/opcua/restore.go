@@ -94,7 +94,7 @@ func keepClock(old, now *plan) {
 }
 
 // rememberClock takes the time of the last run's last batch as that of the last
-// value of every item. Values can have waited on the server before it, so it is
+// value of every item, by the server's clock. Values can have waited on the server before it, so it is
 // put back a little: history may repeat a value, but skips none.
 func (e *engine) rememberClock(p resumePoint) {
 	if p.At == 0 {
@@ -102,7 +102,7 @@ func (e *engine) rememberClock(p resumePoint) {
 	}
 	back := 2*e.src.cfg.publishingInterval() + time.Second
 	for _, it := range e.src.plan.items {
-		it.lastEvent = p.At - back.Microseconds()
+		it.lastEvent = p.At + (e.s.skew - back).Microseconds()
 	}
 }
 
@@ -132,8 +132,38 @@ func (e *engine) reattach(ctx context.Context) error {
 		if err := e.catchUp(ctx, sub, nil); err != nil {
 			return err
 		}
+		if err := e.sweep(ctx, sub); err != nil {
+			return err
+		}
 	}
 	return nil
+}
+
+// sweep deletes the items of a doubtful subscription that we do not know of. They
+// are made again with those that have none, and would come twice.
+func (e *engine) sweep(ctx context.Context, sub *subscription) error {
+	if !sub.doubtful || sub.gone {
+		return nil
+	}
+	list, err := e.listItems(ctx, sub.id)
+	if err != nil && dead(err) {
+		return err
+	}
+	if err != nil {
+		if err := e.deleteSubscriptions(ctx, []uint32{sub.id}); err != nil {
+			return err
+		}
+		e.lose(sub, "it may hold items twice")
+		return nil
+	}
+	var unknown []uint32
+	for _, m := range list {
+		if it := sub.items[m.client]; it == nil || it.serverID != m.server {
+			unknown = append(unknown, m.server)
+		}
+	}
+	sub.doubtful = false
+	return e.deleteItems(ctx, sub, unknown)
 }
 
 // transfer moves our subscriptions to this session. One that the server does
@@ -157,6 +187,9 @@ func (e *engine) transfer(ctx context.Context) error {
 		sub.moved = true
 		sub.reattached(time.Now())
 		if err := e.catchUp(ctx, sub, results[i].AvailableSequenceNumbers); err != nil {
+			return err
+		}
+		if err := e.sweep(ctx, sub); err != nil {
 			return err
 		}
 	}
@@ -252,15 +285,15 @@ func (e *engine) adopt(ctx context.Context, sub *subscription, p resumePoint, by
 		sub.items[handle] = it
 		return true
 	}
-	handles, err := e.listItems(ctx, sub.id)
+	list, err := e.listItems(ctx, sub.id)
 	switch {
 	case err != nil && dead(err):
 		return false, err
 	case err == nil:
 		var orphans []uint32
-		for handle, serverID := range handles {
-			if !own(handle, serverID) {
-				orphans = append(orphans, serverID)
+		for _, m := range list {
+			if !own(m.client, m.server) {
+				orphans = append(orphans, m.server)
 			}
 		}
 		return true, e.deleteItems(ctx, sub, orphans)
@@ -275,9 +308,11 @@ func (e *engine) adopt(ctx context.Context, sub *subscription, p resumePoint, by
 	return true, nil
 }
 
-// listItems asks the server for the client and server handles of a
-// subscription's items.
-func (e *engine) listItems(ctx context.Context, id uint32) (map[uint32]uint32, error) {
+// monitored is an item as the server knows it: our handle and its own.
+type monitored struct{ client, server uint32 }
+
+// listItems asks the server for the items of a subscription.
+func (e *engine) listItems(ctx context.Context, id uint32) ([]monitored, error) {
 	res, err := do[*ua.CallResponse](ctx, e.s, &ua.CallRequest{MethodsToCall: []*ua.CallMethodRequest{{
 		ObjectID: ns0(idServer), MethodID: ns0(idGetMonitoredItems), InputArguments: []*ua.Variant{ua.MustVariant(id)}}}})
 	if err != nil {
@@ -291,9 +326,9 @@ func (e *engine) listItems(ctx context.Context, id uint32) (map[uint32]uint32, e
 	if !ok1 || !ok2 || len(server) != len(client) {
 		return nil, errors.New("list monitored items: unexpected answer")
 	}
-	out := make(map[uint32]uint32, len(client))
+	out := make([]monitored, len(client))
 	for i, h := range client {
-		out[h] = server[i]
+		out[i] = monitored{client: h, server: server[i]}
 	}
 	return out, nil
 }

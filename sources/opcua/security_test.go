@@ -53,7 +53,7 @@ func readOnce(t *testing.T, url string, cfg Config, dir string) error {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	got, err := src.ReadOnce(ctx)
 	if want := cfg.SecurityPolicy + "/" + cfg.SecurityMode; err == nil && !strings.Contains(want, "auto") && got.Security != want {

@@ -22,6 +22,7 @@ const (
 	idServer                 = 2253
 	idNamespaceArray         = 2255
 	idServerStartTime        = 2257
+	idServerCurrentTime      = 2258
 	idServerState            = 2259
 	idMaxBrowseContinuation  = 2735
 	idMaxNodesPerRead        = 11705
@@ -58,14 +59,18 @@ type session struct {
 	lim     limits
 	ns      []string
 	started time.Time // when the server started; zero when it does not say
-	types   *typeSystem
+	// skew is how far the server's clock is ahead of ours; 0 when it is not known or
+	// less than minSkew.
+	skew  time.Duration
+	types *typeSystem
 }
 
-// openSession reads the namespaces and limits of the server.
-func openSession(ctx context.Context, t transport, cfg Config, log *slog.Logger) (*session, error) {
+// openSession reads the namespaces and limits of the server. most bounds the
+// operations of a call beside what the server says; 0: it does not.
+func openSession(ctx context.Context, t transport, cfg Config, most int, log *slog.Logger) (*session, error) {
 	s := &session{t: t, cfg: cfg, log: log, lim: limits{read: 10}}
 	ids := []uint32{idNamespaceArray, idServerStartTime, idMaxNodesPerRead, idMaxNodesPerBrowse, idMaxNodesPerTranslate,
-		idMaxItemsPerCall, idMaxItemsPerSub, idMaxBrowseContinuation, idMaxHistoryReadData}
+		idMaxItemsPerCall, idMaxItemsPerSub, idMaxBrowseContinuation, idMaxHistoryReadData, idServerCurrentTime}
 	var want []*ua.ReadValueID
 	for _, id := range ids {
 		want = append(want, valueOf(ns0(id)))
@@ -80,6 +85,7 @@ func openSession(ctx context.Context, t transport, cfg Config, log *slog.Logger)
 	}
 	s.ns = ns
 	s.started, _ = got[1].Value.Value().(time.Time)
+	s.measureSkew(got[9])
 	limit := func(i, configured, byDefault int) int {
 		switch n := uintOf(got[i]); {
 		case configured > 0 && n > 0:
@@ -97,6 +103,11 @@ func openSession(ctx context.Context, t transport, cfg Config, log *slog.Logger)
 		translate: limit(4, 0, defaultLargeLimit), items: limit(5, cfg.Limits.MaxItemsPerCall, defaultLimit),
 		perSubscription: limit(6, cfg.Limits.MaxItemsPerSubscription, 0), continuation: limit(7, 0, 0), history: limit(8, 0, 100),
 	}
+	if most > 0 {
+		for _, n := range []*int{&s.lim.read, &s.lim.browse, &s.lim.translate, &s.lim.items, &s.lim.history} {
+			*n = min(*n, most)
+		}
+	}
 	// A browse of n nodes may open n continuation points.
 	if s.lim.continuation > 0 {
 		s.lim.browse = min(s.lim.browse, s.lim.continuation)
@@ -104,6 +115,30 @@ func openSession(ctx context.Context, t transport, cfg Config, log *slog.Logger)
 	s.types = newTypeSystem()
 	return s, nil
 }
+
+// minSkew is how far two clocks are apart before it counts, and tellSkew before
+// it is worth a line in the log.
+const (
+	minSkew  = 2 * time.Second
+	tellSkew = time.Minute
+)
+
+// measureSkew compares the server's clock, which was just read, with ours.
+func (s *session) measureSkew(current *ua.DataValue) {
+	at, ok := current.Value.Value().(time.Time)
+	if !ok || at.IsZero() {
+		return
+	}
+	if skew := time.Until(exactTime(at)); skew.Abs() > minSkew {
+		s.skew = skew
+	}
+	if s.skew.Abs() > tellSkew {
+		s.log.Warn("the server's clock and ours differ: set one of them right, or timestamp: ingest", "server_ahead_seconds", s.skew.Seconds())
+	}
+}
+
+// now is the time by the server's clock.
+func (s *session) now() time.Time { return time.Now().Add(s.skew) }
 
 func uintOf(v *ua.DataValue) int {
 	switch n := v.Value.Value().(type) {
@@ -122,6 +157,23 @@ func attrOf(id *ua.NodeID, a ua.AttributeID) *ua.ReadValueID {
 	return &ua.ReadValueID{NodeID: id, AttributeID: a, DataEncoding: &ua.QualifiedName{}}
 }
 
+// errUnanswered is a request without an answer in time.
+var errUnanswered = errors.New("server does not answer in time")
+
+// slowError is a call of many operations without an answer in time: the connection
+// is lost, or the server needs longer for so many. The next connection asks for
+// fewer at once.
+type slowError struct {
+	operations int
+	err        error
+}
+
+func (e *slowError) Error() string { return fmt.Sprintf("call of %d: %s", e.operations, e.err) }
+func (e *slowError) Unwrap() error { return e.err }
+
+// leastChunk is how few operations in one call are few enough for any server.
+const leastChunk = 50
+
 // inChunks calls do with at most *limit of list at a time, and halves *limit
 // for good when the server finds that too much.
 func inChunks[T any](list []T, limit *int, do func(part []T) error) error {
@@ -131,6 +183,9 @@ func inChunks[T any](list []T, limit *int, do func(part []T) error) error {
 		if tooMuch(err) && n > 1 {
 			*limit = n / 2
 			continue
+		}
+		if errors.Is(err, errUnanswered) {
+			return &slowError{operations: n, err: err}
 		}
 		if err != nil {
 			return err
@@ -146,7 +201,7 @@ func do[T ua.Response](ctx context.Context, s *session, req ua.Request) (T, erro
 	defer cancel()
 	res, err := call[T](ctx, s.t, req)
 	if err != nil && errors.Is(err, context.DeadlineExceeded) {
-		return res, fmt.Errorf("server does not answer %T within %s: %w", req, s.cfg.requestTimeout(), err)
+		return res, fmt.Errorf("%w: %T within %s: %w", errUnanswered, req, s.cfg.requestTimeout(), err)
 	}
 	return res, err
 }

@@ -75,6 +75,7 @@ type Source struct {
 	ns      []string
 	started time.Time // of the server
 	asked   bool      // deps.Resume was called
+	most    int       // operations in one call, after one that took too long; 0: no bound
 }
 
 var _ sources.Peered = (*Source)(nil)
@@ -144,13 +145,17 @@ func (s *Source) Run(ctx context.Context, emit sources.Emit) (err error) {
 		defer cancel()
 		l.close(closeCtx, keep)
 	}()
-	sess, err := openSession(ctx, l, s.cfg, s.log)
+	sess, err := openSession(ctx, l, s.cfg, s.most, s.log)
 	if err != nil {
 		return err
 	}
 	e := newEngine(s, sess, emit)
 	err = e.run(ctx, l)
 	e.countBytes()
+	if slow := new(slowError); errors.As(err, &slow) && slow.operations > leastChunk {
+		s.most = max(slow.operations/2, leastChunk)
+		s.log.Warn("server did not answer a large call within request_timeout_seconds: the next connection asks for less at once", "operations", slow.operations, "at_most", s.most)
+	}
 	// A clean stop may leave the subscription to the next process; a lost
 	// connection always leaves it to the next connection.
 	keep = ctx.Err() == nil || *s.cfg.ResumeOnRestart

@@ -138,15 +138,7 @@ func (r *reader) lib(v ua.BinaryDecoder) {
 	r.b = r.b[n:]
 }
 
-func (r *reader) time() time.Time {
-	ticks := r.u64()
-	const epoch = 116444736000000000 // 1601 to 1970, in 100 ns
-	if ticks == 0 || ticks > math.MaxInt64 {
-		return time.Time{}
-	}
-	d := int64(ticks) - epoch
-	return time.Unix(d/1e7, d%1e7*100).UTC()
-}
+func (r *reader) time() time.Time { return timeOf(r.u64()) }
 
 // structure decodes the body of the structure with this encoding id.
 func (w *jsonWriter) structure(encoding *ua.NodeID, body []byte, depth int) error {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -33,6 +34,11 @@ type subscription struct {
 	available []uint32
 	ackedTo   uint32
 	durable   atomic.Uint32
+
+	refresh bool // the server is to repeat its conditions
+	// doubtful says that the server may have made items that we do not know of: the
+	// answer was lost with the connection.
+	doubtful bool
 
 	lastAt time.Time // when the last response came
 	gone   bool      // the server no longer has it
@@ -107,6 +113,9 @@ func (e *engine) createSubscription(ctx context.Context) (*subscription, error) 
 	if interval != cfg.publishingInterval() {
 		e.src.log.Info("server revised the publishing interval", "asked_ms", cfg.PublishingIntervalMS, "revised_ms", res.RevisedPublishingInterval)
 	}
+	if life := interval * time.Duration(res.RevisedLifetimeCount); life < time.Duration(cfg.LifetimeSeconds)*time.Second {
+		e.src.log.Warn("server keeps a subscription for less than lifetime_seconds: a longer outage loses values", "asked_seconds", cfg.LifetimeSeconds, "revised_seconds", life.Seconds())
+	}
 	sub := &subscription{id: res.SubscriptionID, interval: interval, keepalive: interval * time.Duration(res.RevisedMaxKeepAliveCount),
 		items: map[uint32]*item{}, next: 1, upTo: 1, stash: map[uint32]*ua.NotificationMessage{}, lastAt: time.Now()}
 	e.src.subs = append(e.src.subs, sub)
@@ -132,9 +141,11 @@ func (e *engine) createItems(ctx context.Context, items []*item) error {
 		if sub == nil {
 			if _, err := e.createSubscription(ctx); err != nil {
 				if noSubscriptions(err) {
-					e.src.log.Warn("server has no subscriptions; polling instead")
-					e.pollInstead(items)
-					return nil
+					e.src.log.Warn("server has no subscriptions; polling instead", "reason", statusText(err))
+					return e.pollInstead(ctx, items)
+				}
+				if errors.Is(err, ua.StatusBadTooManySubscriptions) {
+					return fmt.Errorf("server has no free subscription: raise its limit, close other clients, or set mode: poll: %w", err)
 				}
 				return err
 			}
@@ -174,6 +185,7 @@ const maxItems = 1 << 30
 func (e *engine) createIn(ctx context.Context, sub *subscription, items []*item) (again []*item, err error) {
 	now := time.Now()
 	var undamped []*item
+	var revised revision
 	why := ""
 	err = inChunks(items, &e.s.lim.items, func(part []*item) error {
 		if sub.full {
@@ -186,6 +198,7 @@ func (e *engine) createIn(ctx context.Context, sub *subscription, items []*item)
 		}
 		res, err := do[*ua.CreateMonitoredItemsResponse](ctx, e.s, req)
 		if err != nil {
+			sub.doubtful = sub.doubtful || dead(err)
 			return fmt.Errorf("create monitored items: %w", err)
 		}
 		if len(res.Results) != len(part) {
@@ -203,9 +216,11 @@ func (e *engine) createIn(ctx context.Context, sub *subscription, items []*item)
 				continue
 			}
 			e.created(sub, it, r, now)
+			revised.note(it, r)
 		}
 		return nil
 	})
+	revised.tell(e.src.log)
 	e.withoutDeadband(undamped, why)
 	if errors.Is(err, ua.StatusBadTooManyMonitoredItems) && len(sub.items) > 0 {
 		sub.full, again = true, nil
@@ -234,13 +249,44 @@ func (e *engine) created(sub *subscription, it *item, r *ua.MonitoredItemCreateR
 		}
 		return
 	}
-	if asked := *it.cfg.SamplingIntervalMS; it.event == nil && asked >= 0 && r.RevisedSamplingInterval != float64(asked) {
-		e.src.log.Debug("server revised a sampling interval", "address", it.address, "asked_ms", asked, "revised_ms", r.RevisedSamplingInterval)
-	}
 	it.told, it.sub, it.serverID = false, sub, r.MonitoredItemID
 	it.delivered, it.probed, it.lastAt = false, 0, now
 	it.skipNext = *it.cfg.SkipFirst && it.event == nil
 	sub.items[it.handle] = it
+	sub.refresh = sub.refresh || it.event != nil && !it.modelChange
+}
+
+// revision is what a server made of the sampling intervals and queue sizes that
+// were asked for. It is told once for all items.
+type revision struct {
+	slower, shorter     int // items
+	slowest, shortest   float64
+	slowItem, shortItem string
+}
+
+func (v *revision) note(it *item, r *ua.MonitoredItemCreateResult) {
+	if it.event != nil || it.failed {
+		return
+	}
+	if r.RevisedSamplingInterval > float64(max(*it.cfg.SamplingIntervalMS, 0)) && *it.cfg.SamplingIntervalMS >= 0 {
+		if v.slower++; r.RevisedSamplingInterval > v.slowest {
+			v.slowest, v.slowItem = r.RevisedSamplingInterval, it.address
+		}
+	}
+	if r.RevisedQueueSize < uint32(*it.cfg.QueueSize) {
+		if v.shorter++; v.shortItem == "" || float64(r.RevisedQueueSize) < v.shortest {
+			v.shortest, v.shortItem = float64(r.RevisedQueueSize), it.address
+		}
+	}
+}
+
+func (v *revision) tell(log *slog.Logger) {
+	if v.slower > 0 {
+		log.Info("server samples slower than asked", "items", v.slower, "slowest_ms", v.slowest, "slowest", v.slowItem)
+	}
+	if v.shorter > 0 {
+		log.Warn("server grants smaller queues than queue_size: an outage that fills them loses the oldest values", "items", v.shorter, "smallest", v.shortest, "item", v.shortItem)
+	}
 }
 
 func (it *item) createRequest() *ua.MonitoredItemCreateRequest {
@@ -304,6 +350,7 @@ func (e *engine) gap(messages int) {
 		}
 		it.gapTo = 0
 	}
+	e.wantRefresh()
 }
 
 // overflowed asks for the history of what the server's queue of it did not hold

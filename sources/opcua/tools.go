@@ -40,7 +40,7 @@ func (s *Source) with(ctx context.Context, f func(*link, *session) error) error 
 		defer cancel()
 		l.close(closeCtx, false)
 	}()
-	sess, err := openSession(ctx, l, s.cfg, s.log)
+	sess, err := openSession(ctx, l, s.cfg, s.most, s.log)
 	if err != nil {
 		return err
 	}

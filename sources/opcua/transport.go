@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"time"
 
 	"github.com/gopcua/opcua/ua"
 )
@@ -29,6 +30,9 @@ type link struct {
 	// renewed, when not nil, reports whether our certificate on disk is another
 	// than the one in use: renewed by us because it was due, or replaced.
 	renewed func() bool
+	// idle is how long the server keeps the session without a request; 0: as
+	// configured.
+	idle time.Duration
 	// arrived, when not nil, is how many bytes came over the connection so far.
 	arrived func() uint64
 	// close ends the connection. keep leaves session and subscriptions to the

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"sort"
@@ -56,7 +57,10 @@ type CertInfo struct {
 	NotBefore      time.Time `json:"not_before"`
 	NotAfter       time.Time `json:"not_after"`
 	Trusted        bool      `json:"trusted"`
-	Path           string    `json:"path"`
+	// Sent are the subjects of the issuers that a server is shown with our own
+	// certificate, nearest first.
+	Sent []string `json:"sent,omitempty"`
+	Path string   `json:"path"`
 }
 
 func certInfo(c *x509.Certificate, path string, trusted bool) CertInfo {
@@ -76,7 +80,11 @@ func (c Config) OwnCertificate(dir string, log *slog.Logger) (CertInfo, error) {
 	if err != nil {
 		return CertInfo{}, err
 	}
-	return certInfo(id.cert, paths.cert, true), nil
+	info := certInfo(id.cert, paths.cert, true)
+	for _, c := range id.issuers {
+		info.Sent = append(info.Sent, c.Subject.String())
+	}
+	return info, nil
 }
 
 // List returns the trusted and the rejected server certificates, by thumbprint.
@@ -211,10 +219,11 @@ func readCerts(dir string) (map[string]*x509.Certificate, error) {
 	return out, nil
 }
 
-// check decides whether a server that showed der may be talked to, and returns
-// its certificate and those of its issuers, up to a trusted one, in mode ca. The
-// error is a refusal that names the thumbprint and the way out.
-func (s *CertStore) check(c Config, host string, der []byte) ([]*x509.Certificate, error) {
+// check decides whether the server at address (host:port) that showed der may be
+// talked to, and returns its certificate and, in mode ca, those of its issuers up
+// to a trusted one. The error is a refusal that names the thumbprint and the way
+// out.
+func (s *CertStore) check(c Config, address string, der []byte) ([]*x509.Certificate, error) {
 	leaf, issuers := splitChain(der)
 	cert, err := parseCertificate(leaf)
 	if err != nil {
@@ -233,6 +242,10 @@ func (s *CertStore) check(c Config, host string, der []byte) ([]*x509.Certificat
 			print, cert.NotBefore.Format(time.DateOnly), cert.NotAfter.Format(time.DateOnly))
 	}
 	if c.Trust.CheckHostname {
+		host := address
+		if h, _, err := net.SplitHostPort(address); err == nil {
+			host = h
+		}
 		if err := cert.VerifyHostname(host); err != nil {
 			return nil, no("server certificate %s is not for host %s (it names %s): correct the endpoint, or set trust.check_hostname: false",
 				print, host, strings.Join(cert.DNSNames, ", "))
@@ -251,11 +264,11 @@ func (s *CertStore) check(c Config, host string, der []byte) ([]*x509.Certificat
 	case "ca":
 		return s.checkCA(cert, issuers, no)
 	default:
-		return alone, s.checkList(c, host, cert, no)
+		return alone, s.checkList(c, address, cert, no)
 	}
 }
 
-func (s *CertStore) checkList(c Config, host string, cert *x509.Certificate, no func(string, ...any) error) error {
+func (s *CertStore) checkList(c Config, address string, cert *x509.Certificate, no func(string, ...any) error) error {
 	trusted, err := readCerts(s.trusted)
 	if err != nil {
 		return err
@@ -269,9 +282,9 @@ func (s *CertStore) checkList(c Config, host string, cert *x509.Certificate, no 
 	if c.Trust.Mode != "tofu" {
 		return no("server certificate %s is not trusted: compare it with the server, then run `edgehost opcua certs trust %s`", print, print)
 	}
-	// Trust on first use is per host: the file that remembers which certificate
+	// Trust on first use is per host and port: the file that remembers which certificate
 	// it showed lies beside the trusted ones.
-	memo := filepath.Join(s.trusted, "."+strings.NewReplacer("/", "_", ":", "_").Replace(host)+".first")
+	memo := filepath.Join(s.trusted, "."+strings.NewReplacer("/", "_", ":", "_").Replace(address)+".first")
 	first, err := os.ReadFile(memo)
 	if err == nil && strings.TrimSpace(string(first)) != print {
 		return no("server certificate changed from %s to %s: if the server was renewed, run `edgehost opcua certs trust %s`",

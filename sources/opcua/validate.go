@@ -45,8 +45,17 @@ func (c Config) Validate() []sources.FieldError {
 	if len(c.Nodes) == 0 && len(c.Events) == 0 {
 		k.add("nodes", "nothing to read; name at least one node or event")
 	}
+	first := map[string]int{}
 	for i, n := range c.Nodes {
 		validateNode(k, fmt.Sprintf("nodes[%d]", i), n, c.Defaults)
+		if n.Recursive {
+			continue // it yields to a node that is named itself
+		}
+		if at, twice := first[nodeName(n)]; twice && nodeName(n) != "" {
+			k.add(fmt.Sprintf("nodes[%d]", i), "%s is nodes[%d] already; a node is read once: remove one of them", nodeName(n), at)
+		} else {
+			first[nodeName(n)] = i
+		}
 	}
 	for i, e := range c.Events {
 		validateEvent(k, fmt.Sprintf("events[%d]", i), e)

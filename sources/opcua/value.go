@@ -115,7 +115,7 @@ func textOf(v any) (string, bool) {
 	case string:
 		return validUTF8(x), true
 	case time.Time:
-		return timeText(x), true
+		return timeText(exactTime(x)), true
 	case *ua.GUID:
 		if len(x.Data4) != 8 {
 			return "", true

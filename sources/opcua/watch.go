@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/edgehost/edgehost/abi"
@@ -48,6 +49,9 @@ func (e *engine) onTick(ctx context.Context) error {
 		}
 	}
 	if err := e.rebrowse(ctx, now); err != nil {
+		return err
+	}
+	if err := e.refreshConditions(ctx); err != nil {
 		return err
 	}
 	e.startBackfill(ctx)
@@ -97,16 +101,19 @@ func (e *engine) watchSubscriptions(ctx context.Context, now time.Time) error {
 	return e.afterLoss(ctx)
 }
 
-// keepAlive keeps session and subscriptions alive while no publish request is
-// with the server: when we only poll, and while the pipeline is full.
+// keepAlive keeps session and subscriptions alive while nothing is asked of the
+// server: when we poll slowly or publishing is slow, since a request that waits
+// there does not count (Part 4, 5.6.2), and while the pipeline is full.
 func (e *engine) keepAlive(ctx context.Context, now time.Time) error {
-	if e.inFlight > 0 || now.Sub(e.lastService) < time.Duration(e.src.cfg.SessionTimeoutSeconds)*time.Second/3 {
+	if now.Sub(e.lastService) < e.idle/3 {
 		return nil
 	}
 	e.lastService = now
-	if len(e.src.subs) == 0 {
-		_, err := e.s.read(ctx, []*ua.ReadValueID{valueOf(ns0(idServerState))})
-		return err
+	if e.inFlight > 0 || len(e.src.subs) == 0 {
+		if _, err := e.s.read(ctx, []*ua.ReadValueID{valueOf(ns0(idServerState))}); err != nil {
+			return fmt.Errorf("keep the session alive: %w", err)
+		}
+		return nil
 	}
 	req := &ua.SetPublishingModeRequest{PublishingEnabled: true}
 	for _, s := range e.src.subs {
@@ -448,8 +455,12 @@ func (e *engine) health(now time.Time) (sources.State, string) {
 	case e.serverState != "":
 		return sources.Degraded, "server says that it is in state " + e.serverState
 	}
-	if list := p.undamped(); len(list) > 0 {
-		return sources.Connected, fmt.Sprintf("%d of %d items come at every change, their dead-band cannot be applied: %s", len(list), total, summary(list))
+	var notes []string
+	if e.forcedPoll {
+		notes = append(notes, fmt.Sprintf("the server has no subscriptions: %d items are polled at their sampling_interval_ms instead", values))
 	}
-	return sources.Connected, ""
+	if list := p.undamped(); len(list) > 0 {
+		notes = append(notes, fmt.Sprintf("%d of %d items come at every change, their dead-band cannot be applied: %s", len(list), total, summary(list)))
+	}
+	return sources.Connected, strings.Join(notes, "; ")
 }

@@ -9,7 +9,7 @@ const readline = require("readline");
 
 const o = Object.assign({
   port: 0, dir: "", counters: 10, everyMs: 100, idle: 0, namespaces: ["urn:edgehost:test"], without: [],
-  secure: false, anonymous: true, limits: {}, types: false, history: false, events: false, conformance: false,
+  secure: false, anonymous: true, sessions: 50, alarms: false, limits: {}, types: false, history: false, events: false, conformance: false,
   cycle: 0, versioned: false, autoAccept: true, autoAcceptUsers: true, cert: "", key: "", tokenLifetime: 0,
 }, JSON.parse(process.argv[2] || "{}"));
 
@@ -37,7 +37,7 @@ async function main() {
     securityModes: o.secure ? [M.None, M.Sign, M.SignAndEncrypt] : [M.None],
     userManager: { isValidUser: (u, p) => u === "operator" && p === "correct horse" },
     serverCapabilities: new opcua.ServerCapabilities({
-      maxSessions: 50, maxSubscriptions: o.limits.subscriptions || 100, maxSubscriptionsPerSession: 50,
+      maxSessions: o.sessions, maxSubscriptions: o.limits.subscriptions || 100, maxSubscriptionsPerSession: 50,
       maxMonitoredItems: 200000, maxMonitoredItemsPerSubscription: o.limits.perSubscription || 100000, maxMonitoredItemsQueueSize: 10000,
       maxBrowseContinuationPoints: o.limits.continuation || 50,
       operationLimits: {
@@ -72,6 +72,13 @@ async function main() {
   extra.Level = ns.addAnalogDataItem({ componentOf: plant, browseName: "Level", nodeId: "s=Level", dataType: "Double", minimumSamplingInterval: 0,
     engineeringUnitsRange: { low: 100, high: 300 }, value: { dataType: "Double", value: 100 } });
   ns.addVariable({ componentOf: plant, browseName: "Gone", nodeId: "s=Gone", dataType: "Double", value: { get: () => opcua.StatusCodes.BadDeviceFailure } });
+  if (o.alarms) {
+    const tank = ns.addObject({ organizedBy: space.rootFolder.objects, browseName: "Tank", nodeId: "s=Tank", notifierOf: space.rootFolder.objects.server });
+    extra.Height = ns.addVariable({ componentOf: tank, browseName: "Height", nodeId: "s=Height", dataType: "Double", eventSourceOf: tank, value: { dataType: "Double", value: 0 } });
+    space.installAlarmsAndConditionsService();
+    ns.instantiateExclusiveLimitAlarm("ExclusiveLimitAlarmType", { browseName: "TankAlarm", conditionName: "TankAlarm", componentOf: tank, conditionSource: extra.Height, inputNode: extra.Height,
+      highHighLimit: 100, highLimit: 80, lowLimit: -80, lowLowLimit: -100 });
+  }
   if (o.cycle) {
     // Areas of 100 variables each, and a reference back from the last to the first.
     let first, last;

@@ -1,11 +1,14 @@
 // An OPC UA server on Eclipse Milo for the conformance tests. Arguments are
-// name=value (see opts); it prints "ready" when it listens, and obeys one command
+// name=value (see opts, and trust=<file of a CA's certificate>: then clients need
+// a certificate that this CA issued, or one below it); it prints "ready" when it listens, and obeys one command
 // a line on standard input: "freeze", "set Level <number>". It ends with its
 // standard input.
 
 import static org.eclipse.milo.opcua.stack.core.types.builtin.unsigned.Unsigned.*;
 
 import java.io.BufferedReader;
+import java.io.FileInputStream;
+import java.io.InputStream;
 import java.io.InputStreamReader;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
@@ -37,11 +40,16 @@ public class MiloServer {
   static final Map<String, Integer> opts = new HashMap<>(Map.of("port", 0, "counters", 10, "every", 100, "idle", 0, "read", 1000, "items", 1000, "browse", 1000, "translate", 1000));
 
   public static void main(String[] args) throws Exception {
-    for (String a : args) opts.put(a.split("=")[0], Integer.parseInt(a.split("=")[1]));
+    String trust = null;
+    for (String a : args) {
+      String[] option = a.split("=", 2);
+      if (option[0].equals("trust")) trust = option[1];
+      else opts.put(option[0], Integer.parseInt(option[1]));
+    }
     Security.addProvider(new BouncyCastleProvider());
     KeyPair keys = SelfSignedCertificateGenerator.generateRsaKeyPair(2048);
     X509Certificate cert = new SelfSignedCertificateBuilder(keys).setCommonName("milo peer").setApplicationUri("urn:edgehost:milo").addIpAddress("127.0.0.1").build();
-    OpcUaServer server = new OpcUaServer(config(keys, cert), profile -> new OpcTcpServerTransport(OpcTcpServerTransportConfig.newBuilder().build()));
+    OpcUaServer server = new OpcUaServer(config(keys, cert, trust), profile -> new OpcTcpServerTransport(OpcTcpServerTransportConfig.newBuilder().build()));
     Plant plant = new Plant(server);
     plant.startup();
     server.startup().get();
@@ -58,12 +66,20 @@ public class MiloServer {
     System.exit(0);
   }
 
-  static OpcUaServerConfig config(KeyPair keys, X509Certificate cert) throws Exception {
+  static OpcUaServerConfig config(KeyPair keys, X509Certificate cert, String trust) throws Exception {
     RsaSha256CertificateFactory factory = new RsaSha256CertificateFactory() {
       protected KeyPair createRsaSha256KeyPair() { return keys; }
       protected X509Certificate[] createRsaSha256CertificateChain(KeyPair k) { return new X509Certificate[] {cert}; }
     };
-    DefaultApplicationGroup group = DefaultApplicationGroup.createAndInitialize(new MemoryTrustListManager(), new MemoryCertificateStore(), factory, (chain, uri, names) -> {});
+    MemoryTrustListManager trusted = new MemoryTrustListManager();
+    CertificateValidator validator = (chain, uri, names) -> {};
+    if (trust != null) {
+      try (InputStream in = new FileInputStream(trust)) {
+        trusted.addTrustedCertificate((X509Certificate) java.security.cert.CertificateFactory.getInstance("X.509").generateCertificate(in));
+      }
+      validator = new DefaultServerCertificateValidator(trusted, new MemoryCertificateQuarantine());
+    }
+    DefaultApplicationGroup group = DefaultApplicationGroup.createAndInitialize(trusted, new MemoryCertificateStore(), factory, validator);
     EndpointConfig.Builder b = EndpointConfig.newBuilder().setTransportProfile(TransportProfile.TCP_UASC_UABINARY).setBindAddress("127.0.0.1").setBindPort(opts.get("port"))
         .setHostname("127.0.0.1").setPath("/UA/Peer").setCertificate(cert)
         .addTokenPolicies(OpcUaServerConfig.USER_TOKEN_POLICY_ANONYMOUS, OpcUaServerConfig.USER_TOKEN_POLICY_USERNAME, OpcUaServerConfig.USER_TOKEN_POLICY_X509);
