@@ -104,7 +104,7 @@ func (s *Source) dial(ctx context.Context, to endpoint) (*connection, error) {
 	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
 	v5 := s.cfg.ProtocolVersion == version5
 	c := &connection{lost: make(chan error, 1), to: to,
-		guard: newGuard(conn, v5, s.cfg.MaxPayloadBytes, func(m *message) { s.receive(number, m) })}
+		guard: newGuard(&gatherer{Conn: conn}, v5, s.cfg.MaxPayloadBytes, func(m *message) { s.receive(number, m) })}
 	if v5 {
 		err = s.begin5(ctx, c)
 	} else {

@@ -47,7 +47,7 @@ type guard struct {
 }
 
 func newGuard(conn net.Conn, v5 bool, maxPayload int, deliver func(*message)) *guard {
-	return &guard{Conn: conn, r: bufio.NewReaderSize(conn, 32<<10), v5: v5, maxPayload: maxPayload, deliver: deliver,
+	return &guard{Conn: conn, r: bufio.NewReaderSize(conn, readBytes), v5: v5, maxPayload: maxPayload, deliver: deliver,
 		topics: map[string]string{}, queued: make(chan struct{}, 1)}
 }
 

@@ -307,7 +307,7 @@ func endOfValue(n node, i int) int {
 		case '}', ']':
 			depth--
 		default:
-			for depth == 0 && strings.IndexByte(",}] \t\n\r", n[i+1]) < 0 {
+			for depth == 0 && !endsScalar(n[i+1]) {
 				i++
 			}
 		}
@@ -316,6 +316,11 @@ func endOfValue(n node, i int) int {
 			return i
 		}
 	}
+}
+
+// endsScalar reports whether c stands behind a number or a word of JSON.
+func endsScalar(c byte) bool {
+	return c == ',' || c == '}' || c == ']' || c <= ' '
 }
 
 // at returns the value at p below n, and false when there is none.
