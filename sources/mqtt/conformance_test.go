@@ -171,6 +171,70 @@ func TestSmokeCredentialsAndACL(t *testing.T) {
 	}
 }
 
+// TestSmokeTakeOver: two hosts that use one client id throw each other out, and
+// both say so.
+func TestSmokeTakeOver(t *testing.T) {
+	m := startMosquitto(t, "allow_anonymous true").start()
+	a := startAedes(t, nil)
+	for name, c := range map[string]struct{ endpoint, version string }{
+		"mosquitto 3.1.1": {m.url(), version3},
+		"mosquitto 5":     {m.url(), version5}, // 2.0.11 does not say why it closes
+		"aedes 3.1.1":     {a.url(), version3},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg := oneTopic("a", 1)
+			cfg.ClientID, cfg.ProtocolVersion = "gateway", c.version
+			var both [2]*sources.Status
+			for i := range both {
+				s, st := newTestSource(t, c.endpoint, cfg)
+				run(t, s, new(sink).emit)
+				both[i] = st
+			}
+			for i, st := range both {
+				eventually(t, fmt.Sprintf("the words of host %d", i), func() bool {
+					return strings.Contains(st.Snapshot().Detail, `another client probably uses client id "gateway"`)
+				})
+			}
+		})
+	}
+}
+
+// TestSmokeLowerQoSIsTold and the next: what a broker does not do for us although
+// it was asked.
+func TestSmokeLowerQoSIsTold(t *testing.T) {
+	m := startMosquitto(t, "allow_anonymous true", "max_qos 0").start()
+	for _, version := range protocolVersions {
+		cfg := oneTopic("a", 1)
+		cfg.ProtocolVersion = version
+		s, st := newTestSource(t, m.url(), cfg)
+		stop := run(t, s, new(sink).emit)
+		awaitState(t, st, sources.Degraded, "grants only QoS 0 to a")
+		stop()
+	}
+}
+
+func TestSmokeLostSessionIsTold(t *testing.T) {
+	m := startMosquitto(t, "allow_anonymous true").start()
+	for _, version := range protocolVersions {
+		cfg := oneTopic("a", 1)
+		cfg.ProtocolVersion, cfg.ClientID = version, "gateway "+version
+		s, st := newTestSource(t, m.url(), cfg)
+		var k sink
+		stop := run(t, s, k.emit)
+		awaitState(t, st, sources.Connected)
+		m.kill()
+		awaitState(t, st, sources.Reconnecting)
+		m.start()
+		awaitState(t, st, sources.Connected)
+		if n := st.Snapshot().Counters[metricSessionsLost]; n != 1 {
+			t.Errorf("%s: %v sessions lost with a broker that keeps none on its disk, want 1", version, n)
+		}
+		m.mustPublish("a", 1, []string{"after"})
+		eventually(t, "the message after that", func() bool { return slices.Contains(k.texts(), "after") })
+		stop()
+	}
+}
+
 func TestSmokeTLSMatrix(t *testing.T) {
 	ca, other := sourcetest.NewCA(t), sourcetest.NewCA(t)
 	nextDay := time.Now().Add(24 * time.Hour)

@@ -30,9 +30,8 @@ type connection struct {
 
 // client is the session on a connection: one of the libraries.
 type client interface {
-	// subscribe asks for subs and returns for each of them why the broker refuses
-	// it, "" when it does not.
-	subscribe(ctx context.Context, subs []subscription) (refusals []string, err error)
+	// subscribe asks for subs and returns the broker's answer to each of them.
+	subscribe(ctx context.Context, subs []subscription) ([]grant, error)
 	unsubscribe(ctx context.Context, filters []string) error
 	open() bool
 	// disconnect says goodbye to the broker, which keeps the session.
@@ -80,6 +79,7 @@ func (s *Source) connect(ctx context.Context) (*connection, error) {
 			failed = fmt.Errorf("%w; %w", failed, err)
 		}
 	}
+	s.flaps = 0 // a broker that is away is no sign of another client
 	return nil, failed
 }
 

@@ -147,6 +147,10 @@ func (g *guard) readPublish(first byte, length int) (*message, error) {
 	if rest < 0 {
 		return nil, fmt.Errorf("broker sent a malformed packet: PUBLISH of %d bytes with a header of %d", length, length-rest)
 	}
+	if topic == 0 {
+		// Only an alias may stand for a topic (MQTT 5), and we allow none.
+		return nil, errors.New("broker sent a malformed packet: PUBLISH without a topic")
+	}
 	name, err := g.take(topic)
 	if err != nil {
 		return nil, err

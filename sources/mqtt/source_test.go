@@ -274,6 +274,65 @@ func TestSubackIsChecked(t *testing.T) {
 	awaitState(t, st, sources.AuthFailed, "secret/#", "every subscription")
 }
 
+// TestLowerQoSIsTold: a broker that grants QoS 0 only keeps nothing for us; one
+// that grants 1 in place of 2 does.
+func TestLowerQoSIsTold(t *testing.T) {
+	for _, version := range protocolVersions {
+		p := newPeer(t)
+		p.v5 = version == version5
+		p.suback = func(filter string) byte { return filter[0] - '0' }
+		p.start()
+		cfg := Config{ProtocolVersion: version, Topics: []TopicConfig{{Topic: "0/a", QoS: 1}, {Topic: "1/b", QoS: 2}, {Topic: "0/c", QoS: 0}}}
+		s, st := newTestSource(t, p.url(), cfg)
+		stop := run(t, s, new(sink).emit)
+		awaitState(t, st, sources.Degraded, "grants only QoS 0 to 0/a:", "lost")
+		stop()
+		cfg.Topics = cfg.Topics[1:]
+		s, st = newTestSource(t, p.url(), cfg)
+		run(t, s, new(sink).emit)
+		awaitState(t, st, sources.Connected)
+	}
+}
+
+// TestLostSessionIsTold: a broker that forgot us has lost what it kept for us,
+// within the life of a source and over a restart of it.
+func TestLostSessionIsTold(t *testing.T) {
+	p := newPeer(t).start()
+	dir := t.TempDir()
+	started := func() (*sources.Status, func()) {
+		st := sources.NewStatus("m", "mqtt")
+		s, err := New("m", p.url(), nil, oneTopic("a", 1), Deps{Status: st, Logger: slog.New(slog.DiscardHandler), HostID: "h", StateDir: dir})
+		if err != nil {
+			t.Fatal(err)
+		}
+		stop := run(t, s, new(sink).emit)
+		awaitState(t, st, sources.Connected)
+		return st, stop
+	}
+	lost := func(st *sources.Status) float64 { return st.Snapshot().Counters[metricSessionsLost] }
+	forget := func(yes bool) { p.mu.Lock(); defer p.mu.Unlock(); p.forget = yes }
+	st, stop := started()
+	for i, forgets := range []bool{false, true} {
+		forget(forgets)
+		p.kick()
+		eventually(t, "the next connection", func() bool { return p.connectCount() == i+2 })
+		awaitState(t, st, sources.Connected)
+		if want := float64(i); lost(st) != want {
+			t.Errorf("%v sessions lost after connection %d, want %v", lost(st), i+2, want)
+		}
+	}
+	stop()
+	st, stop = started()
+	if lost(st) != 1 {
+		t.Errorf("%v sessions lost over a restart, want 1", lost(st))
+	}
+	stop()
+	forget(false)
+	if st, _ = started(); lost(st) != 0 {
+		t.Errorf("%v sessions lost that the broker kept", lost(st))
+	}
+}
+
 func TestSilenceIsReported(t *testing.T) {
 	p := newPeer(t).start()
 	cfg := Config{StaleAfterSeconds: 0.5, Topics: []TopicConfig{{Topic: "a"}, {Topic: "b"}}}
@@ -297,21 +356,25 @@ func TestSilenceIsReported(t *testing.T) {
 func TestTakeOverIsNamed(t *testing.T) {
 	p := newPeer(t).start()
 	s, st := newTestSource(t, p.url(), oneTopic("a", 1))
-	var k sink
-	run(t, s, k.emit)
-	for range 3 {
-		<-p.subscribe
-		awaitState(t, st, sources.Connected)
-		p.kick()
-		eventually(t, "the loss", func() bool { return st.Snapshot().State != sources.Connected })
-	}
-	eventually(t, "a fourth loss or its words", func() bool {
+	stop := run(t, s, new(sink).emit)
+	eventually(t, "the words after some losses", func() bool {
 		snap := st.Snapshot()
 		if snap.State == sources.Connected {
 			p.kick()
 		}
 		return strings.Contains(snap.Detail, "another client probably uses client id") && strings.Contains(snap.Detail, s.clientID)
 	})
+	if n := p.connectCount(); n < 3 {
+		t.Errorf("a take-over is suspected after %d connections, want 3", n)
+	}
+	// A broker that goes away is something else.
+	p.lis.Close()
+	p.kick()
+	awaitState(t, st, sources.Reconnecting, "connection refused")
+	stop()
+	if s.flaps != 0 {
+		t.Errorf("%d losses count although the broker was away", s.flaps)
+	}
 }
 
 // TestNothingIsLostOverKicks breaks the connection every 37 acknowledgements.
