@@ -161,9 +161,9 @@ func (w *Watch) clocks(recs []abi.Record) []abi.Record {
 	own := false
 	for i := range recs {
 		r := &recs[i]
-		skew := time.Duration(r.EventTime-r.IngestTime) * time.Microsecond
+		skew := r.EventTime - r.IngestTime // a time.Duration holds 292 years only
 		replace := w.cfg.Ingest && skew != 0
-		mark := w.cfg.MaxSkew > 0 && !replace && skew.Abs() > w.cfg.MaxSkew && lookAt(r).fresh
+		mark := w.cfg.MaxSkew > 0 && !replace && max(skew, -skew) > w.cfg.MaxSkew.Microseconds() && lookAt(r).fresh
 		if !replace && !mark {
 			continue
 		}
@@ -175,7 +175,7 @@ func (w *Watch) clocks(recs []abi.Record) []abi.Record {
 			r.EventTime = r.IngestTime
 			continue
 		}
-		r.Attrs = SetAttr(slices.Clone(r.Attrs), attrClockSkew, abi.Int(skew.Milliseconds()))
+		r.Attrs = SetAttr(slices.Clone(r.Attrs), attrClockSkew, abi.Int(skew/1000))
 		w.status.Add(MetricSkewed, 1)
 	}
 	return recs

@@ -388,17 +388,19 @@ func TestFailedEmitIsNoSignOfLife(t *testing.T) {
 func TestClocks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		now := Micros(time.Now())
-		recs := []abi.Record{good("near"), good("late", text("k", "v")), good("early"), good("history", flag(abi.AttrBackfilled))}
+		recs := []abi.Record{good("near"), good("late", text("k", "v")), good("early"), good("history", flag(abi.AttrBackfilled)), good("year 1")}
 		recs[0].EventTime += 900_000
 		recs[1].EventTime -= 2_500_000
 		recs[2].EventTime += 3_000_000
 		recs[3].EventTime -= 9_000_000_000
+		const year1 = -62135596800_000000
+		recs[4].EventTime = year1
 		before := abi.AppendRecord(nil, &recs[1])
 
 		l := newLine(t, WatchConfig{MaxSkew: time.Second})
 		l.say(recs...)
 		got := l.batches[0].Records
-		want := map[string]int64{"late": -2500, "early": 3000}
+		want := map[string]int64{"late": -2500, "early": 3000, "year 1": (year1 - now) / 1000}
 		for i, r := range got {
 			skew, marked := r.Attr(attrClockSkew)
 			if ms, ok := want[r.Address]; ok != marked || skew.AsInt() != ms || r.EventTime != recs[i].EventTime {
@@ -408,8 +410,8 @@ func TestClocks(t *testing.T) {
 		if string(before) != string(abi.AppendRecord(nil, &recs[1])) {
 			t.Error("the source's own record was changed")
 		}
-		if n := l.status.Snapshot().Counters[MetricSkewed]; n != 2 {
-			t.Errorf("%s = %v, want 2", MetricSkewed, n)
+		if n := l.status.Snapshot().Counters[MetricSkewed]; n != 3 {
+			t.Errorf("%s = %v, want 3", MetricSkewed, n)
 		}
 
 		l = newLine(t, WatchConfig{MaxSkew: time.Second, Ingest: true})
