@@ -180,6 +180,10 @@ func (s *Source) connectError(to endpoint, established bool, err error) error {
 			return worded
 		}
 	}
+	var network *net.OpError
+	if to.websocket && !established && !sources.IsTimeout(err) && (!errors.As(err, &network) || network.Op != "dial") {
+		return fmt.Errorf("connect to %s: %w: no WebSocket there: check the port and the path (often /mqtt); of a port that speaks MQTT without it the scheme is mqtt:// or mqtts://", to.url, err)
+	}
 	if !to.tls && closedByPeer(err) {
 		return fmt.Errorf("connect to %s: %w: the broker closed the connection before it answered; if this port speaks TLS, use mqtts:// or mqtt.tls.enabled: true", to.url, err)
 	}

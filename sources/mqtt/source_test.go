@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"sync"
@@ -250,6 +252,19 @@ func TestUnreachable(t *testing.T) {
 	s, st := newTestSource(t, "mqtt://"+addr, oneTopic("a", 1))
 	run(t, s, new(sink).emit)
 	awaitState(t, st, sources.Reconnecting, "mqtt://"+addr, "connection refused", "endpoint", "firewall", "host networking")
+}
+
+// TestNoWebsocketIsNamed: a broker without WebSocket, and a web server without MQTT.
+func TestNoWebsocketIsNamed(t *testing.T) {
+	p := newPeer(t).start()
+	web := httptest.NewServer(http.NotFoundHandler())
+	defer web.Close()
+	for _, addr := range []string{p.lis.Addr().String(), web.Listener.Addr().String()} {
+		s, st := newTestSource(t, "ws://"+addr, oneTopic("a", 1))
+		stop := run(t, s, new(sink).emit)
+		awaitState(t, st, sources.Reconnecting, "no WebSocket there", "/mqtt")
+		stop()
+	}
 }
 
 func TestSubackIsChecked(t *testing.T) {
