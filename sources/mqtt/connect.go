@@ -104,7 +104,7 @@ func (s *Source) dial(ctx context.Context, to endpoint) (*connection, error) {
 	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
 	v5 := s.cfg.ProtocolVersion == version5
 	c := &connection{lost: make(chan error, 1), to: to,
-		guard: newGuard(&gatherer{Conn: conn}, v5, s.cfg.MaxPayloadBytes, func(m *message) { s.receive(number, m) })}
+		guard: newGuard(conn, v5, s.cfg.MaxPayloadBytes, func(m *message) { s.receive(number, m) })}
 	if v5 {
 		err = s.begin5(ctx, c)
 	} else {
@@ -136,8 +136,12 @@ func openConn(ctx context.Context, to endpoint, tlsConfig *tls.Config, timeout t
 		return openWebsocket(ctx, to, tlsConfig, timeout)
 	}
 	conn, err := new(net.Dialer).DialContext(ctx, "tcp", to.host)
-	if err != nil || tlsConfig == nil {
-		return conn, err
+	if err != nil {
+		return nil, err
+	}
+	conn = newGatherer(conn)
+	if tlsConfig == nil {
+		return conn, nil
 	}
 	secure := tls.Client(conn, tlsConfig)
 	if err := secure.HandshakeContext(ctx); err != nil {

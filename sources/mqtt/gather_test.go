@@ -36,20 +36,23 @@ func TestGatherer(t *testing.T) {
 	for name, test := range map[string]struct {
 		gap           time.Duration
 		size, count   int
+		piece         int // what is asked for at once
 		reads, waited int // at most, the latter in microseconds
 	}{
-		"many messages are read together":  {20 * time.Microsecond, 60, 50_000, 1050, 1000},
-		"rare messages are read at once":   {3 * time.Millisecond, 60, 1000, 1002, 0},
-		"after a silence the first is too": {time.Second, 60, 3, 5, 0},
-		"bulk is not held up":              {500 * time.Microsecond, 20_000, 1000, 1002, 0},
+		"many messages are read together":  {20 * time.Microsecond, 60, 50_000, readBytes, 1050, 1000},
+		"and handed on without pauses":     {20 * time.Microsecond, 60, 50_000, 5, 1050, 1000},
+		"rare messages are read at once":   {3 * time.Millisecond, 60, 1000, readBytes, 1002, 0},
+		"after a silence the first is too": {time.Second, 60, 3, readBytes, 5, 0},
+		"bulk is not held up":              {500 * time.Microsecond, 20_000, 1000, readBytes, 1002, 0},
+		"nor are large payloads":           {500 * time.Microsecond, 20_000, 1000, 1 << 20, 1002, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				a := &arrivals{begin: time.Now(), gap: test.gap, size: test.size, count: test.count}
-				g := &gatherer{Conn: readerConn{Reader: a}}
+				g := newGatherer(readerConn{Reader: a})
 				got, err := 0, error(nil)
-				for n := 0; err == nil; got += n {
-					n, err = g.Read(make([]byte, readBytes))
+				for n, p := 0, make([]byte, test.piece); err == nil; got += n {
+					n, err = g.Read(p)
 				}
 				if err != io.EOF || got != test.size*test.count {
 					t.Errorf("%d bytes, %v, want %d", got, err, test.size*test.count)
@@ -63,7 +66,7 @@ func TestGatherer(t *testing.T) {
 }
 
 func TestGathererHandsOnErrors(t *testing.T) {
-	g := &gatherer{Conn: readerConn{Reader: bytes.NewReader(nil)}}
+	g := newGatherer(readerConn{Reader: bytes.NewReader(nil)})
 	for range 3 {
 		if n, err := g.Read(make([]byte, 10)); n != 0 || err != io.EOF {
 			t.Errorf("%d, %v", n, err)
