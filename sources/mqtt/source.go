@@ -2,12 +2,12 @@
 //
 // Reading must never wait for the pipeline (the broker would time us out), so
 // the guard in front of the MQTT library only puts messages into a bounded
-// buffer; one goroutine, the pump, makes records of them and emits. The broker gets its acknowledgement when the
-// pipeline has made the record durable, in order of arrival, and keeps a
-// session for us under a stable client id: what was not acknowledged comes
-// again after any outage, ours included. When the buffer is full a persistent
-// session disconnects and comes back when half of it has drained; without one
-// what does not fit is dropped and counted.
+// buffer; one goroutine, the pump, makes records of them and emits. The broker
+// gets its acknowledgement when the pipeline has made the record durable, in
+// order of arrival, and keeps a session for us under a stable client id: what was
+// not acknowledged comes again after any outage, ours included. When the buffer
+// is full a persistent session disconnects and comes back when half of it has
+// drained; without one what does not fit is dropped and counted.
 //
 //	broker ──PUBLISH──> guard ──> buffer ──> pump ──emit──> pipeline
 //	   ^                            │                          │
