@@ -67,7 +67,7 @@ sources:
     ack: durable
     buffer_max_messages: 65535
     max_payload_bytes: 1048576
-    payload: {format: json, value_path: value, timestamp_path: ts, timestamp_format: auto, unit_path: unit, flatten: false}
+    payload: {format: json, value_path: value, timestamp_path: ts, timestamp_format: auto, unit_path: unit, quality_path: quality, quality_format: auto, flatten: false}
     topics: [{topic: "sensors/+/temperature", qos: 1, shared_group: "", topic_template: "sensors/{line}/{sensor}", payload: {}, tags: {}}]
 - name: p
   protocol: modbus

@@ -3,7 +3,6 @@
 package mqtt
 
 import (
-	"bufio"
 	"encoding/json"
 	"fmt"
 	"os/exec"
@@ -22,13 +21,7 @@ type aedes struct {
 
 func startAedes(t *testing.T, options map[string]any) *aedes {
 	t.Helper()
-	wsPort := freePort(t)
-	a := &aedes{broker: broker{t, freePort(t)}, ws: fmt.Sprintf("ws://127.0.0.1:%d", wsPort)}
-	all := map[string]any{"port": a.port, "wsPort": wsPort}
-	for k, v := range options {
-		all[k] = v
-	}
-	arg, err := json.Marshal(all)
+	arg, err := json.Marshal(options)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -54,10 +47,11 @@ func startAedes(t *testing.T, options map[string]any) *aedes {
 			t.Logf("aedes says: %s", says.String())
 		}
 	})
-	if lines := bufio.NewScanner(out); !lines.Scan() || lines.Text() != "ready" {
-		t.Fatal("aedes does not listen: run conformance/install-mqtt.sh")
+	var port, wsPort int
+	if _, err := fmt.Fscanf(out, "ready %d %d\n", &port, &wsPort); err != nil {
+		t.Fatalf("aedes does not listen (run conformance/install-mqtt.sh): %v: %s", err, says.String())
 	}
-	return a
+	return &aedes{broker: broker{t, port}, ws: fmt.Sprintf("ws://127.0.0.1:%d", wsPort)}
 }
 
 func TestSmokeAedesQoS(t *testing.T) {

@@ -77,23 +77,21 @@ func (s *Source) connackError3(to endpoint, code byte) error {
 
 // subscribe sends one SUBSCRIBE for each filter, all of them before the first
 // answer is due.
-func (c client3) subscribe(ctx context.Context, subs []subscription) ([]string, error) {
+func (c client3) subscribe(ctx context.Context, subs []subscription) ([]grant, error) {
 	var tokens []paho.Token
 	for _, sub := range subs {
 		tokens = append(tokens, c.Subscribe(sub.filter, sub.qos, nil))
 	}
-	refusals := make([]string, len(subs))
+	grants := make([]grant, len(subs))
 	for i, token := range tokens {
 		if err := awaitToken(ctx, token); err != nil {
 			return nil, fmt.Errorf("subscribe to %s: %w", subs[i].filter, err)
 		}
-		for _, granted := range token.(*paho.SubscribeToken).Result() {
-			if granted == subackFailure {
-				refusals[i] = "refused"
-			}
+		for _, code := range token.(*paho.SubscribeToken).Result() {
+			grants[i] = grant{qos: code, refused: code == subackFailure}
 		}
 	}
-	return refusals, nil
+	return grants, nil
 }
 
 func (c client3) unsubscribe(ctx context.Context, filters []string) error {

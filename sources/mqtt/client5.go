@@ -135,8 +135,8 @@ func (s *Source) disconnectError5(d *paho5.Disconnect) error {
 	return err
 }
 
-func (c client5) subscribe(ctx context.Context, subs []subscription) ([]string, error) {
-	var refusals []string
+func (c client5) subscribe(ctx context.Context, subs []subscription) ([]grant, error) {
+	var grants []grant
 	for part := range slices.Chunk(subs, subscribeAtOnce) {
 		packet := &paho5.Subscribe{}
 		for _, sub := range part {
@@ -152,14 +152,14 @@ func (c client5) subscribe(ctx context.Context, subs []subscription) ([]string, 
 			return nil, fmt.Errorf("subscribe: the broker answered %d of %d filters", len(ack.Reasons), len(part))
 		}
 		for _, code := range ack.Reasons {
-			refusal := ""
-			if code >= 0x80 {
-				refusal = reasonText(code, ack.Properties.ReasonString)
+			g := grant{qos: code, refused: code >= 0x80}
+			if g.refused {
+				g.reason = reasonText(code, ack.Properties.ReasonString)
 			}
-			refusals = append(refusals, refusal)
+			grants = append(grants, g)
 		}
 	}
-	return refusals, nil
+	return grants, nil
 }
 
 func (c client5) unsubscribe(ctx context.Context, filters []string) error {

@@ -57,17 +57,24 @@ type PayloadConfig struct {
 	// sparkplug_b (topics below spBv1.0/) makes a record of each metric, whose
 	// address is group/node/metric or group/node/device/metric.
 	Format string `yaml:"format"`
-	// ValuePath, TimestampPath and UnitPath are dotted paths into JSON objects
-	// ("data.readings.0.v"; a dot within a key is written \.). Defaults: value; ts
-	// or timestamp; unit. An object without the value path is a JSON value as a whole.
+	// ValuePath, TimestampPath, UnitPath and QualityPath are dotted paths into JSON
+	// objects ("data.readings.0.v"; a dot within a key is written \.). Defaults:
+	// value; ts or timestamp; unit; no quality is read. An object without "value" is
+	// a JSON value as a whole; when ValuePath is set, it must be there.
 	ValuePath     string `yaml:"value_path"`
 	TimestampPath string `yaml:"timestamp_path"`
 	UnitPath      string `yaml:"unit_path"`
+	QualityPath   string `yaml:"quality_path"`
 	// TimestampFormat is auto (default; the unit of a number is told from its
 	// size), s, ms, us, ns or rfc3339.
 	TimestampFormat string `yaml:"timestamp_format"`
+	// QualityFormat is auto (default; see parseQuality) or opcua: numbers are status
+	// codes of OPC UA.
+	QualityFormat string `yaml:"quality_format"`
 	// Flatten makes a record of each leaf of a JSON object or array. The leaf's
 	// path is the attribute sensor_path and follows the sensor_name after a dot.
+	// Elements of an array that hold a value, as a payload does, are read like
+	// payloads, with their own times.
 	Flatten *bool `yaml:"flatten"`
 	// Rebirth true (default) lets a Sparkplug edge node be asked for a rebirth
 	// (NCMD Node Control/Rebirth) when messages of it are missing. It is all that
@@ -94,6 +101,7 @@ const (
 var (
 	formats          = []string{"auto", "json", "text", "number", "raw", formatSparkplug}
 	timestampFormats = []string{"auto", "s", "ms", "us", "ns", "rfc3339"}
+	qualityFormats   = []string{"auto", "opcua"}
 	ackModes         = []string{"durable", "received"}
 	protocolVersions = []string{version3, version5}
 )
@@ -130,7 +138,9 @@ func (p PayloadConfig) over(base PayloadConfig) PayloadConfig {
 	setDefault(&p.ValuePath, base.ValuePath)
 	setDefault(&p.TimestampPath, base.TimestampPath)
 	setDefault(&p.UnitPath, base.UnitPath)
+	setDefault(&p.QualityPath, base.QualityPath)
 	setDefault(&p.TimestampFormat, base.TimestampFormat)
+	setDefault(&p.QualityFormat, base.QualityFormat)
 	setDefault(&p.Flatten, base.Flatten)
 	setDefault(&p.Rebirth, base.Rebirth)
 	return p
@@ -219,15 +229,16 @@ func (c Config) Validate() []sources.FieldError {
 
 func (p PayloadConfig) validate() []sources.FieldError {
 	var errs []sources.FieldError
-	if p.Format != "" && !slices.Contains(formats, p.Format) {
-		errs = append(errs, sources.FieldError{Path: "format", Msg: fmt.Sprintf("%q is none of %s", p.Format, strings.Join(formats, ", "))})
-	}
-	if p.TimestampFormat != "" && !slices.Contains(timestampFormats, p.TimestampFormat) {
-		errs = append(errs, sources.FieldError{Path: "timestamp_format",
-			Msg: fmt.Sprintf("%q is none of %s", p.TimestampFormat, strings.Join(timestampFormats, ", "))})
+	for _, f := range []struct {
+		path, value string
+		allowed     []string
+	}{{"format", p.Format, formats}, {"timestamp_format", p.TimestampFormat, timestampFormats}, {"quality_format", p.QualityFormat, qualityFormats}} {
+		if f.value != "" && !slices.Contains(f.allowed, f.value) {
+			errs = append(errs, sources.FieldError{Path: f.path, Msg: fmt.Sprintf("%q is none of %s", f.value, strings.Join(f.allowed, ", "))})
+		}
 	}
 	for _, f := range []struct{ path, value string }{
-		{"value_path", p.ValuePath}, {"timestamp_path", p.TimestampPath}, {"unit_path", p.UnitPath},
+		{"value_path", p.ValuePath}, {"timestamp_path", p.TimestampPath}, {"unit_path", p.UnitPath}, {"quality_path", p.QualityPath},
 	} {
 		if f.value == "" {
 			continue

@@ -43,7 +43,7 @@ password: p
 ack: durable
 buffer_max_messages: 65535
 max_payload_bytes: 1048576
-payload: {format: auto, value_path: value, timestamp_path: ts, timestamp_format: auto, unit_path: unit, flatten: false}
+payload: {format: auto, value_path: value, timestamp_path: ts, timestamp_format: auto, unit_path: unit, quality_path: q, quality_format: opcua, flatten: false}
 topics:
 - topic: "sensors/+/temperature"
   qos: 1
@@ -110,6 +110,8 @@ func TestConfigRefuses(t *testing.T) {
 		"topics: [{topic: a, topic_template: '#/{line}'}]":      "topics[0].topic_template",
 		"topics: [{topic: a, tags: {retain: x}}]":               "topics[0].tags.retain",
 		"topics: [{topic: a, payload: {unit_path: '.'}}]":       "topics[0].payload.unit_path",
+		"topics: [{topic: a, payload: {quality_path: 'a..b'}}]": "topics[0].payload.quality_path",
+		"topics: [{topic: a, payload: {quality_format: da}}]":   "topics[0].payload.quality_format",
 		"topics: []": "topics",
 	}
 	for text, want := range cases {

@@ -30,9 +30,8 @@ type connection struct {
 
 // client is the session on a connection: one of the libraries.
 type client interface {
-	// subscribe asks for subs and returns for each of them why the broker refuses
-	// it, "" when it does not.
-	subscribe(ctx context.Context, subs []subscription) (refusals []string, err error)
+	// subscribe asks for subs and returns the broker's answer to each of them.
+	subscribe(ctx context.Context, subs []subscription) ([]grant, error)
 	unsubscribe(ctx context.Context, filters []string) error
 	open() bool
 	// disconnect says goodbye to the broker, which keeps the session.
@@ -80,6 +79,7 @@ func (s *Source) connect(ctx context.Context) (*connection, error) {
 			failed = fmt.Errorf("%w; %w", failed, err)
 		}
 	}
+	s.flaps = 0 // a broker that is away is no sign of another client
 	return nil, failed
 }
 
@@ -136,8 +136,12 @@ func openConn(ctx context.Context, to endpoint, tlsConfig *tls.Config, timeout t
 		return openWebsocket(ctx, to, tlsConfig, timeout)
 	}
 	conn, err := new(net.Dialer).DialContext(ctx, "tcp", to.host)
-	if err != nil || tlsConfig == nil {
-		return conn, err
+	if err != nil {
+		return nil, err
+	}
+	conn = newGatherer(conn)
+	if tlsConfig == nil {
+		return conn, nil
 	}
 	secure := tls.Client(conn, tlsConfig)
 	if err := secure.HandshakeContext(ctx); err != nil {
@@ -179,6 +183,10 @@ func (s *Source) connectError(to endpoint, established bool, err error) error {
 		if worded := s.tlsError(to, established, err); worded != nil {
 			return worded
 		}
+	}
+	var network *net.OpError
+	if to.websocket && !established && !sources.IsTimeout(err) && (!errors.As(err, &network) || network.Op != "dial") {
+		return fmt.Errorf("connect to %s: %w: no WebSocket there: check the port and the path (often /mqtt); of a port that speaks MQTT without it the scheme is mqtt:// or mqtts://", to.url, err)
 	}
 	if !to.tls && closedByPeer(err) {
 		return fmt.Errorf("connect to %s: %w: the broker closed the connection before it answered; if this port speaks TLS, use mqtts:// or mqtt.tls.enabled: true", to.url, err)

@@ -7,10 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
-	"os"
 	"os/exec"
-	"path/filepath"
 	"strconv"
 	"sync/atomic"
 	"syscall"
@@ -33,7 +30,7 @@ func BenchmarkCost(b *testing.B) {
 
 func benchmark(b *testing.B, qos int, start func(b *testing.B, url string, qos int, n *atomic.Int64) (stop func())) {
 	var n atomic.Int64
-	m := &broker{port: benchBroker(b)}
+	m := startMosquitto(b, "allow_anonymous true", "max_queued_messages 0").start()
 	stop := start(b, m.url(), qos, &n)
 	defer stop()
 	cmd := exec.Command("mosquitto_pub", "-h", "127.0.0.1", "-p", strconv.Itoa(m.port), "-t", "c", "-q", strconv.Itoa(qos), "-l")
@@ -104,32 +101,4 @@ func sourceAlone(b *testing.B, url string, qos int, n *atomic.Int64) func() {
 		<-time.After(time.Millisecond)
 	}
 	return func() { cancel(); <-ended }
-}
-
-func benchBroker(b *testing.B) int {
-	lis, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		b.Fatal(err)
-	}
-	port := lis.Addr().(*net.TCPAddr).Port
-	lis.Close()
-	conf := filepath.Join(b.TempDir(), "mosquitto.conf")
-	text := fmt.Sprintf("listener %d 127.0.0.1\nallow_anonymous true\nmax_queued_messages 0\n", port)
-	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
-		b.Fatal(err)
-	}
-	cmd := exec.Command("mosquitto", "-c", conf)
-	if err := cmd.Start(); err != nil {
-		b.Fatal(err)
-	}
-	b.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
-	addr := "127.0.0.1:" + strconv.Itoa(port)
-	for {
-		conn, err := net.Dial("tcp", addr)
-		if err == nil {
-			conn.Close()
-			return port
-		}
-		<-time.After(5 * time.Millisecond)
-	}
 }

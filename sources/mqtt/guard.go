@@ -47,7 +47,7 @@ type guard struct {
 }
 
 func newGuard(conn net.Conn, v5 bool, maxPayload int, deliver func(*message)) *guard {
-	return &guard{Conn: conn, r: bufio.NewReaderSize(conn, 32<<10), v5: v5, maxPayload: maxPayload, deliver: deliver,
+	return &guard{Conn: conn, r: bufio.NewReaderSize(conn, readBytes), v5: v5, maxPayload: maxPayload, deliver: deliver,
 		topics: map[string]string{}, queued: make(chan struct{}, 1)}
 }
 
@@ -146,6 +146,10 @@ func (g *guard) readPublish(first byte, length int) (*message, error) {
 	}
 	if rest < 0 {
 		return nil, fmt.Errorf("broker sent a malformed packet: PUBLISH of %d bytes with a header of %d", length, length-rest)
+	}
+	if topic == 0 {
+		// Only an alias may stand for a topic (MQTT 5), and we allow none.
+		return nil, errors.New("broker sent a malformed packet: PUBLISH without a topic")
 	}
 	name, err := g.take(topic)
 	if err != nil {

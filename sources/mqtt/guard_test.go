@@ -150,6 +150,7 @@ func TestGuardRefuses(t *testing.T) {
 		"reserved type":               {0xf0, 0},
 		"PUBLISH of QoS 3":            {0x36, 5, 0, 1, 'a', 0, 1},
 		"PUBLISH without topic":       {0x30, 0},
+		"PUBLISH with an empty topic": {0x30, 3, 0, 0, 'a'},
 		"topic longer than PUBLISH":   {0x30, 4, 0xff, 0xff, 'a', 'b'},
 		"no room for the packet id":   {0x32, 4, 0, 2, 'a', 'b'},
 		"length of five bytes":        {0x30, 0xff, 0xff, 0xff, 0xff, 0x01},
@@ -166,6 +167,7 @@ func TestGuardRefuses(t *testing.T) {
 	for name, wire := range map[string][]byte{
 		"AUTH":                       {0xf0, 2, 0x18, 0},
 		"PUBACK":                     {0x40, 2, 0, 1},
+		"an alias for a topic":       {0x30, 6, 0, 0, 3, 0x23, 0, 1},
 		"CONNACK of 3.1.1":           {0x20, 2, 0, 1},
 		"SUBACK without properties":  {0x90, 3, 0, 1, 0},
 		"properties longer than all": {0x30, 5, 0, 1, 'a', 2, 1},

@@ -3,7 +3,6 @@
 package mqtt
 
 import (
-	"bytes"
 	"fmt"
 	"net"
 	"os"
@@ -11,39 +10,40 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
 
 // broker is where a broker listens, to which the clients of mosquitto publish.
 type broker struct {
-	t    *testing.T
+	t    testing.TB
 	port int
 }
 
 // mosquitto is a broker of its own process, on a port of its own.
 type mosquitto struct {
 	broker
-	dir  string
-	conf string
-	env  []string // added to the environment
-	cmd  *exec.Cmd
+	dir    string
+	lines  string   // of its configuration, after its listener's
+	env    []string // added to the environment
+	cmd    *exec.Cmd
+	exited chan struct{} // closed when cmd has ended and log is whole
+	log    *brokerLog
 }
 
-// startMosquitto runs a broker with these lines after its listener's. %DIR%
+// startMosquitto makes a broker with these lines after its listener's. %DIR%
 // stands for a directory of the broker's own.
-func startMosquitto(t *testing.T, lines ...string) *mosquitto {
+func startMosquitto(t testing.TB, lines ...string) *mosquitto {
 	t.Helper()
 	m := &mosquitto{broker: broker{t, freePort(t)}, dir: t.TempDir()}
 	if err := os.Chmod(m.dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	text := fmt.Sprintf("listener %d 127.0.0.1\n%s\n", m.port, strings.Join(lines, "\n"))
+	m.lines = strings.ReplaceAll(strings.Join(lines, "\n"), "%DIR%", m.dir) + "\n"
 	if os.Geteuid() == 0 {
-		text += "user root\n"
+		m.lines += "user root\n"
 	}
-	m.conf = filepath.Join(m.dir, "mosquitto.conf")
-	m.write("mosquitto.conf", strings.ReplaceAll(text, "%DIR%", m.dir))
 	t.Cleanup(m.kill)
 	return m
 }
@@ -55,32 +55,80 @@ func (m *mosquitto) write(name, text string) {
 	}
 }
 
+// start runs the broker and returns when it listens. When its port was taken
+// before it came, it gets another one.
 func (m *mosquitto) start() *mosquitto {
 	m.t.Helper()
-	m.cmd = exec.Command("mosquitto", "-c", m.conf)
-	m.cmd.Env = append(os.Environ(), m.env...)
-	var log bytes.Buffer
-	m.cmd.Stdout, m.cmd.Stderr = &log, &log
-	m.t.Cleanup(func() {
-		m.kill()
-		if strings.Contains(log.String(), "dropped") {
-			m.t.Errorf("the broker dropped messages: raise its limits in this test\n%s", log.String())
+	for attempt := 1; ; attempt++ {
+		m.run()
+		select {
+		case <-m.log.running:
+			return m
+		case <-m.exited:
+		case <-time.After(20 * time.Second):
 		}
-	})
-	if err := m.cmd.Start(); err != nil {
+		m.kill()
+		if attempt == 5 || !strings.Contains(m.log.String(), "Address already in use") {
+			m.t.Fatalf("mosquitto does not run: %s", m.log)
+		}
+		m.port = freePort(m.t)
+	}
+}
+
+func (m *mosquitto) run() {
+	m.t.Helper()
+	m.write("mosquitto.conf", fmt.Sprintf("listener %d 127.0.0.1\n%s", m.port, m.lines))
+	cmd := exec.Command("mosquitto", "-c", filepath.Join(m.dir, "mosquitto.conf"))
+	log, exited := &brokerLog{running: make(chan struct{})}, make(chan struct{})
+	cmd.Env = append(os.Environ(), m.env...)
+	cmd.Stdout, cmd.Stderr = log, log
+	if err := cmd.Start(); err != nil {
 		m.t.Fatalf("start mosquitto (conformance/install-mqtt.sh installs it): %v", err)
 	}
-	eventually(m.t, "mosquitto to listen", m.listens)
-	return m
+	go func() { cmd.Wait(); close(exited) }()
+	m.cmd, m.log, m.exited = cmd, log, exited
+	m.t.Cleanup(func() {
+		cmd.Process.Kill()
+		<-exited
+		if strings.Contains(log.String(), "dropped") {
+			m.t.Errorf("the broker dropped messages: raise its limits in this test\n%s", log)
+		}
+	})
 }
 
 // kill is kill -9.
 func (m *mosquitto) kill() {
 	if m.cmd != nil {
 		m.cmd.Process.Kill()
-		m.cmd.Wait()
+		<-m.exited
 		m.cmd = nil
 	}
+}
+
+// brokerLog is what a broker says.
+type brokerLog struct {
+	running chan struct{} // closed when it says that it is
+
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *brokerLog) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	const running = " running\n"
+	before := strings.Contains(l.text.String(), running)
+	l.text.Write(p)
+	if !before && strings.Contains(l.text.String(), running) {
+		close(l.running)
+	}
+	return len(p), nil
+}
+
+func (l *brokerLog) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
 }
 
 func (b *broker) addr() string { return "127.0.0.1:" + strconv.Itoa(b.port) }
@@ -124,7 +172,7 @@ func (b *broker) publishOne(topic, payload string) {
 	}
 }
 
-func freePort(t *testing.T) int {
+func freePort(t testing.TB) int {
 	t.Helper()
 	lis, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

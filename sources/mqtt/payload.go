@@ -28,22 +28,31 @@ type sample struct {
 	unit  string
 	time  int64 // microseconds since the Unix epoch; 0: the payload holds none
 	raw   bool  // the payload is not text: value holds it as it came
+
+	noTime bool   // the payload has a timestamp that is none
+	status uint32 // the payload's quality
+	reason string // what the payload says of its quality; "" when that is Good
 }
 
 // decoder turns payloads into samples as one PayloadConfig says. It holds no
 // state and may be used by many goroutines.
 type decoder struct {
-	format     string
-	value      path
-	timestamps []path
-	unit       path
-	timeFormat string
-	flatten    bool
+	format        string
+	value         path
+	mustValue     bool // the value's path is configured: it must be there
+	timestamps    []path
+	unit          path
+	quality       path // nil: not read
+	timeFormat    string
+	qualityFormat string
+	flatten       bool
 }
 
 func newDecoder(p PayloadConfig) (*decoder, error) {
-	p = p.over(PayloadConfig{Format: "auto", ValuePath: "value", UnitPath: "unit", TimestampFormat: "auto"})
-	d := &decoder{format: p.Format, timeFormat: p.TimestampFormat, flatten: p.Flatten != nil && *p.Flatten}
+	mustValue := p.ValuePath != ""
+	p = p.over(PayloadConfig{Format: "auto", ValuePath: "value", UnitPath: "unit", TimestampFormat: "auto", QualityFormat: "auto"})
+	d := &decoder{format: p.Format, mustValue: mustValue, timeFormat: p.TimestampFormat, qualityFormat: p.QualityFormat,
+		flatten: p.Flatten != nil && *p.Flatten}
 	stamps := []string{"ts", "timestamp"}
 	if p.TimestampPath != "" {
 		stamps = []string{p.TimestampPath}
@@ -57,6 +66,9 @@ func newDecoder(p PayloadConfig) (*decoder, error) {
 	d.value, d.unit = parse(p.ValuePath), parse(p.UnitPath)
 	for _, s := range stamps {
 		d.timestamps = append(d.timestamps, parse(s))
+	}
+	if p.QualityPath != "" {
+		d.quality = parse(p.QualityPath)
 	}
 	return d, errors.Join(errs...)
 }
@@ -80,7 +92,7 @@ func (d *decoder) decode(payload []byte) ([]sample, error) {
 		return []sample{{value: v}}, nil
 	case "json":
 		if !utf8.Valid(payload) || !json.Valid(payload) {
-			return nil, errors.New("payload is not valid JSON")
+			return nil, errNotJSON
 		}
 		return d.decodeJSON(bytes.TrimSpace(payload))
 	default:
@@ -88,7 +100,10 @@ func (d *decoder) decode(payload []byte) ([]sample, error) {
 	}
 }
 
-// decodeAuto never fails but for a document that flatten cannot take apart.
+var errNotJSON = errors.New("payload is not valid JSON")
+
+// decodeAuto fails only for a document that is not what is configured: flatten
+// cannot take it apart, or value_path does not find its value.
 func (d *decoder) decodeAuto(payload []byte) ([]sample, error) {
 	text := bytes.TrimSpace(payload)
 	switch {
@@ -98,6 +113,8 @@ func (d *decoder) decodeAuto(payload []byte) ([]sample, error) {
 		return []sample{{value: abi.Bytes(payload), raw: true}}, nil
 	case json.Valid(text):
 		return d.decodeJSON(text)
+	case d.mustValue && len(text) > 0 && (text[0] == '{' || text[0] == '['):
+		return nil, errNotJSON
 	}
 	if v, err := parseNumber(string(text)); err == nil && startsLikeNumber(text) {
 		return []sample{{value: v}}, nil
@@ -128,20 +145,49 @@ func parseNumber(s string) (abi.Value, error) {
 
 // decodeJSON reads text, which is valid JSON without space around it.
 func (d *decoder) decodeJSON(text []byte) ([]sample, error) {
+	if d.flatten && text[0] == '[' {
+		return d.decodeArray(text)
+	}
+	return d.decodeDocument(text)
+}
+
+// decodeArray flattens an array. Elements that hold a value where a payload does
+// are read like payloads: many gateways send what they gathered at once.
+func (d *decoder) decodeArray(text []byte) ([]sample, error) {
+	var f flattener
+	for i, item := range node(text).array() {
+		if _, ok := node(item).at(d.value); ok && item[0] == '{' {
+			samples, err := d.decodeDocument(item)
+			if err != nil {
+				return nil, err
+			}
+			f.out = append(f.out, samples...)
+		} else if err := f.walk(item, strconv.Itoa(i), 0, never); err != nil {
+			return nil, err
+		}
+		if len(f.out) > maxLeaves {
+			return nil, errLeaves
+		}
+	}
+	if len(f.out) == 0 {
+		return []sample{{value: jsonValue(text)}}, nil
+	}
+	return f.out, nil
+}
+
+// decodeDocument reads one value with what belongs to it.
+func (d *decoder) decodeDocument(text []byte) ([]sample, error) {
 	var base sample
 	value := json.RawMessage(text)
 	if text[0] == '{' {
-		root := node(text)
-		for _, p := range d.timestamps {
-			if at, ok := root.at(p); ok {
-				base.time, _ = parseTime(d.timeFormat, json.RawMessage(at))
-				break
-			}
+		base = d.meta(node(text))
+	}
+	if text[0] == '{' || text[0] == '[' {
+		at, ok := node(text).at(d.value)
+		if !ok && d.mustValue {
+			return nil, fmt.Errorf("payload has no %q, where value_path says that its value is", strings.Join(d.value, "."))
 		}
-		if at, ok := root.at(d.unit); ok && at[0] == '"' {
-			base.unit = text2string(at)
-		}
-		if at, ok := root.at(d.value); ok {
+		if ok {
 			value = json.RawMessage(at)
 		}
 	}
@@ -161,12 +207,36 @@ func (d *decoder) decodeJSON(text []byte) ([]sample, error) {
 	return f.out, nil
 }
 
-// isMeta reports whether a key of the root object was read as timestamp or
-// unit and is not a measurement of its own.
+// meta is what the object root says of its value: time, unit and quality.
+func (d *decoder) meta(root node) sample {
+	var s sample
+	for _, p := range d.timestamps {
+		if at, ok := root.at(p); ok {
+			var err error
+			s.time, err = parseTime(d.timeFormat, json.RawMessage(at))
+			s.noTime = err != nil
+			break
+		}
+	}
+	if at, ok := root.at(d.unit); ok && at[0] == '"' {
+		s.unit = text2string(at)
+	}
+	if d.quality != nil {
+		if at, ok := root.at(d.quality); ok {
+			s.status, s.reason = parseQuality(d.qualityFormat, at)
+		}
+	}
+	return s
+}
+
+// isMeta reports whether a key of the root object was read by meta and is not a
+// measurement of its own.
 func (d *decoder) isMeta(key string) bool {
 	is := func(p path) bool { return len(p) == 1 && p[0] == key }
-	return is(d.unit) || slices.ContainsFunc(d.timestamps, is)
+	return is(d.unit) || is(d.quality) || slices.ContainsFunc(d.timestamps, is)
 }
+
+var errLeaves = fmt.Errorf("payload flattens to more than %d values", maxLeaves)
 
 type flattener struct {
 	base sample
@@ -195,7 +265,7 @@ func (f *flattener) walk(value json.RawMessage, at string, depth int, skip func(
 		return nil
 	}
 	if len(f.out) == maxLeaves {
-		return fmt.Errorf("payload flattens to more than %d values", maxLeaves)
+		return errLeaves
 	}
 	s := f.base
 	s.path, s.value = at, jsonValue(value)
@@ -307,7 +377,7 @@ func endOfValue(n node, i int) int {
 		case '}', ']':
 			depth--
 		default:
-			for depth == 0 && strings.IndexByte(",}] \t\n\r", n[i+1]) < 0 {
+			for depth == 0 && !endsScalar(n[i+1]) {
 				i++
 			}
 		}
@@ -316,6 +386,11 @@ func endOfValue(n node, i int) int {
 			return i
 		}
 	}
+}
+
+// endsScalar reports whether c stands behind a number or a word of JSON.
+func endsScalar(c byte) bool {
+	return c == ',' || c == '}' || c == ']' || c <= ' '
 }
 
 // at returns the value at p below n, and false when there is none.
@@ -329,9 +404,12 @@ func (n node) at(p path) (node, bool) {
 			}
 			n = next
 		case '[':
-			items := n.array()
 			i, err := strconv.Atoi(key)
-			if err != nil || i < 0 || i >= len(items) {
+			if err != nil || i < 0 {
+				return nil, false
+			}
+			items := n.array()
+			if i >= len(items) {
 				return nil, false
 			}
 			n = node(items[i])

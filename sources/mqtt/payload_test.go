@@ -24,6 +24,8 @@ func yes() *bool { v := true; return &v }
 
 func TestDecode(t *testing.T) {
 	const ts = 1767225600_000000 // 2026-01-01T00:00:00Z
+	quality := PayloadConfig{QualityPath: "q"}
+	flatQuality := PayloadConfig{QualityPath: "q", Flatten: yes()}
 	cases := []struct {
 		name    string
 		cfg     PayloadConfig
@@ -49,10 +51,20 @@ func TestDecode(t *testing.T) {
 		{"no value path", PayloadConfig{}, ` {"temp": 1} `, []sample{{value: abi.JSON(`{"temp": 1}`)}}, ""},
 		{"paths", PayloadConfig{ValuePath: "d.1.v", TimestampPath: "m.t", UnitPath: `m.u\.x`},
 			`{"d":[{"v":1},{"v":"on"}],"m":{"t":"2026-01-01T01:00:00+01:00","u.x":"bar"},"value":9}`, []sample{{value: abi.String("on"), time: ts, unit: "bar"}}, ""},
-		{"path into a scalar", PayloadConfig{ValuePath: "a.b"}, `{"a":1}`, []sample{{value: abi.JSON(`{"a":1}`)}}, ""},
-		{"path beyond an array", PayloadConfig{ValuePath: "a.3"}, `{"a":[1]}`, []sample{{value: abi.JSON(`{"a":[1]}`)}}, ""},
+		{"path into a scalar", PayloadConfig{ValuePath: "a.b"}, `{"a":1}`, nil, `payload has no "a.b", where value_path says that its value is`},
+		{"path beyond an array", PayloadConfig{ValuePath: "a.3"}, `{"a":[1]}`, nil, `payload has no "a.3", where value_path says that its value is`},
+		{"path into an array", PayloadConfig{ValuePath: "1.v"}, `[0,{"v":2}]`, []sample{{value: abi.Int(2)}}, ""},
+		{"path and no document", PayloadConfig{ValuePath: "v"}, `7`, []sample{{value: abi.Int(7)}}, ""},
+		{"path and spaces", PayloadConfig{ValuePath: "v"}, ` `, []sample{{value: abi.String(" ")}}, ""},
+		{"path and broken JSON", PayloadConfig{ValuePath: "v"}, `{"v": NaN}`, nil, "payload is not valid JSON"},
 		{"object value", PayloadConfig{}, `{"value": {"x": 1}}`, []sample{{value: abi.JSON(`{"x": 1}`)}}, ""},
-		{"unreadable timestamp", PayloadConfig{}, `{"value": 1, "ts": "yesterday"}`, []sample{{value: abi.Int(1)}}, ""},
+		{"unreadable timestamp", PayloadConfig{}, `{"value": 1, "ts": "yesterday"}`, []sample{{value: abi.Int(1), noTime: true}}, ""},
+		{"a timestamp of the year 10000", PayloadConfig{TimestampFormat: "s"}, `{"value": 1, "ts": 253402300800}`, []sample{{value: abi.Int(1), noTime: true}}, ""},
+		{"bad by word", quality, `{"value": 1, "q": "BadSensorFailure"}`,
+			[]sample{{value: abi.Int(1), status: 0x80000000, reason: `the payload says so: "BadSensorFailure"`}}, ""},
+		{"a quality that is none", quality, `{"value": 1, "q": [1]}`,
+			[]sample{{value: abi.Int(1), status: 0x40000000, reason: "the quality of the payload is not understood: [1]"}}, ""},
+		{"no quality", quality, `{"value": 1}`, []sample{{value: abi.Int(1)}}, ""},
 		{"array", PayloadConfig{}, `[1,2]`, []sample{{value: abi.JSON(`[1,2]`)}}, ""},
 		{"json", PayloadConfig{Format: "json"}, `"a\u00e9"`, []sample{{value: abi.String("aé")}}, ""},
 		{"json broken", PayloadConfig{Format: "json"}, `{`, nil, "payload is not valid JSON"},
@@ -70,6 +82,11 @@ func TestDecode(t *testing.T) {
 			{value: abi.String("z"), path: "b", time: ts, unit: "C"}}, ""},
 		{"flatten a value path", PayloadConfig{Flatten: yes(), ValuePath: "d"}, `{"d":[1,2.5],"e":9}`,
 			[]sample{{value: abi.Int(1), path: "0"}, {value: abi.Float(2.5), path: "1"}}, ""},
+		{"flatten an array of payloads", flatQuality, `[{"value":1,"ts":1767225600,"q":192},{"value":{"x":2},"q":0},{"v":3}, 4]`, []sample{
+			{value: abi.Int(1), time: ts}, {value: abi.Int(2), path: "x", status: 0x80000000, reason: "the payload says so: 0"},
+			{value: abi.Int(3), path: "2.v"}, {value: abi.Int(4), path: "3"}}, ""},
+		{"flatten an empty array", PayloadConfig{Flatten: yes()}, `[]`, []sample{{value: abi.JSON("[]")}}, ""},
+		{"flatten too many payloads", PayloadConfig{Flatten: yes()}, "[" + strings.Repeat(`{"value":[1,2]},`, maxLeaves/2) + "1]", nil, "payload flattens to more than 10000 values"},
 		{"flatten a scalar", PayloadConfig{Flatten: yes()}, `7`, []sample{{value: abi.Int(7)}}, ""},
 		{"flatten nothing", PayloadConfig{Flatten: yes()}, `{}`, []sample{{value: abi.JSON(`{}`)}}, ""},
 		{"flatten too much", PayloadConfig{Flatten: yes()}, "[" + strings.Repeat("1,", maxLeaves) + "1]", nil, "payload flattens to more than 10000 values"},
@@ -95,6 +112,32 @@ func TestDecode(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+func TestParseQuality(t *testing.T) {
+	const good, uncertain, bad = 0, 0x40000000, 0x80000000
+	understood := map[string]map[string]uint32{
+		"auto": {
+			`"Good"`: good, `" GOOD "`: good, `"GoodClamped"`: good, `"uncertain"`: uncertain, `"Bad"`: bad, `true`: good, `false`: bad, `"false"`: bad,
+			`192`: good, `216`: good, `"192"`: good, `64`: uncertain, `0`: bad, `24`: bad,
+			`1073741824`: uncertain, `2150891520`: 0x80340000, `-2144075776`: 0x80340000,
+		},
+		"opcua": {`0`: good, `192`: 192, `1024`: 1024, `2150891520`: 0x80340000, `"Bad"`: bad},
+	}
+	for format, cases := range understood {
+		for in, want := range cases {
+			status, reason := parseQuality(format, node(in))
+			if status != want || (reason == "") != (want>>30 == 0) || reason != "" && !strings.Contains(reason, "says so: "+in) {
+				t.Errorf("%s %s: %#x, %q; want %#x", format, in, status, reason, want)
+			}
+		}
+	}
+	for _, in := range []string{`"fine"`, `""`, `null`, `{}`, `[]`, `1.5`, `128`, `256`, `500`, `4294967296`, `-2147483649`, `1e999`, `"` + strings.Repeat("é", 200) + `"`} {
+		status, reason := parseQuality("auto", node(in))
+		if status != uncertain || !strings.Contains(reason, "not understood") || len(reason) > 200 || !utf8.ValidString(reason) {
+			t.Errorf("%s: %#x, %q", in, status, reason)
+		}
 	}
 }
 
@@ -129,6 +172,8 @@ func TestParseTime(t *testing.T) {
 		{"rfc3339", `"2026-01-01T00:00:00Z"`, 1767225600_000000},
 		{"rfc3339", "1767225600", 0}, {"s", `"2026-01-01T00:00:00Z"`, 0}, {"auto", `"now"`, 0}, {"auto", "true", 0}, {"auto", "null", 0},
 		{"auto", "0", 0}, {"auto", "1e-999999999", 0}, {"s", "1e18", 0}, {"auto", "1e300", 0}, {"auto", `"NaN"`, 0}, {"auto", `"0x10"`, 0}, {"auto", `""`, 0}, {"auto", "{}", 0},
+		{"auto", `"0000-12-31T23:59:59Z"`, 0}, {"auto", `"0001-01-01T00:00:00Z"`, minTime}, {"auto", `"9999-12-31T23:59:59.999999Z"`, maxTime},
+		{"ms", "253402300800000", 0}, {"s", "-62135596801", 0}, {"auto", "9223372036854775807", 9223372036854775},
 	}
 	for _, c := range cases {
 		got, err := parseTime(c.format, json.RawMessage(c.in))
@@ -141,13 +186,13 @@ func TestParseTime(t *testing.T) {
 // FuzzDecode: whatever arrives becomes samples or a reason, text stays UTF-8
 // and JSON stays JSON.
 func FuzzDecode(f *testing.F) {
-	for _, seed := range []string{`{"value":1.5,"ts":1767225600,"unit":"C"}`, `[1,[2,{"a":null}]]`, "23.5", "\xff\xfe", "", `"\ud800"`, "1e999", `{"":{"":0}}`, "nan", `{"ts":"1e999999999"}`, `{"ts":1e-999999999}`} {
+	for _, seed := range []string{`{"value":1.5,"ts":1767225600,"unit":"C"}`, `[1,[2,{"a":null}]]`, "23.5", "\xff\xfe", "", `"\ud800"`, "1e999", `{"":{"":0}}`, "nan", `{"ts":"1e999999999"}`, `{"ts":1e-999999999}`, `[{"value":1,"ts":0,"q":"Bad"},{"q":-1}]`} {
 		for format := range formats {
 			f.Add([]byte(seed), byte(format), true)
 		}
 	}
 	f.Fuzz(func(t *testing.T, payload []byte, format byte, flatten bool) {
-		d := testDecoder(t, PayloadConfig{Format: formats[int(format)%len(formats)], Flatten: &flatten})
+		d := testDecoder(t, PayloadConfig{Format: formats[int(format)%len(formats)], Flatten: &flatten, QualityPath: "q"})
 		got, err := d.decode(payload)
 		if (err == nil) == (len(got) == 0) {
 			t.Fatalf("%d samples and error %v", len(got), err)
@@ -163,8 +208,11 @@ func FuzzDecode(f *testing.F) {
 					t.Errorf("a JSON value that is not JSON: %q", text)
 				}
 			}
-			if !utf8.ValidString(s.path) || !utf8.ValidString(s.unit) {
-				t.Errorf("path %q, unit %q", s.path, s.unit)
+			if !utf8.ValidString(s.path) || !utf8.ValidString(s.unit) || !utf8.ValidString(s.reason) {
+				t.Errorf("path %q, unit %q, reason %q", s.path, s.unit, s.reason)
+			}
+			if (s.reason == "") != (s.status>>30 == 0) || s.time < minTime || s.time > maxTime {
+				t.Errorf("status %#x for the reason %q at %d", s.status, s.reason, s.time)
 			}
 		}
 	})

@@ -26,6 +26,9 @@ type peer struct {
 	forget   bool // no session is kept
 	kickAt   int  // close connections after this many acknowledgements; 0: never
 	greeting []byte
+	// taken tells how many messages of QoS 0 the client has taken, so that none is
+	// lost with a connection; nil: they are, as QoS 0 has it.
+	taken func() int
 
 	reason     string              // of CONNACK, MQTT 5
 	properties packets5.Properties // of every PUBLISH, MQTT 5
@@ -38,6 +41,7 @@ type peer struct {
 	queue     []*packets.PublishPacket // not sent yet
 	inflight  []*packets.PublishPacket // sent, not acknowledged
 	acked     []*packets.PublishPacket
+	sent0     []*packets.PublishPacket // those of QoS 0
 	pubrecs   map[uint16]bool
 	nextID    uint16
 	subscribe chan string
@@ -115,6 +119,7 @@ func (p *peer) pump() {
 		}
 		if pub.Qos == 0 {
 			p.queue = p.queue[1:]
+			p.sent0 = append(p.sent0, pub)
 		}
 	}
 }
@@ -199,6 +204,11 @@ func (p *peer) connect(conn net.Conn, m *packets.ConnectPacket) bool {
 	p.conn = conn
 	if !resumed {
 		p.inflight = nil
+	}
+	if p.taken != nil {
+		n := p.taken()
+		p.queue = slices.Concat(p.sent0[n:], p.queue)
+		p.sent0 = p.sent0[:n]
 	}
 	for _, pub := range p.inflight {
 		if p.pubrecs[pub.MessageID] {

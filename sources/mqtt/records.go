@@ -26,6 +26,10 @@ const (
 // records do not have it.
 const attrDup = "dup"
 
+// attrEventTimeFrom is "ingest" when the payload has a timestamp that cannot be
+// read, so that the time of arrival counts.
+const attrEventTimeFrom = "event_time_from"
+
 // mapper turns messages into records. It belongs to one goroutine, but for
 // lastSeen.
 type mapper struct {
@@ -171,10 +175,13 @@ func (m *mapper) records(msg *message) (recs []abi.Record, ok bool) {
 // attrs is how many attributes fill and stamp may add.
 func (s sample) attrs() int {
 	n := 0
-	for _, has := range []bool{s.unit != "", s.path != "", s.raw, s.time != 0} {
+	for _, has := range []bool{s.unit != "", s.path != "", s.raw, s.time != 0, s.noTime} {
 		if has {
 			n++
 		}
+	}
+	if s.reason != "" {
+		n += 3
 	}
 	return n
 }
@@ -210,6 +217,13 @@ func (s sample) fill(r *abi.Record, info *topicInfo) {
 	}
 	if s.raw {
 		r.Attrs = append(r.Attrs, abi.Attr{Key: abi.AttrRaw, Value: s.value})
+	}
+	if s.noTime {
+		r.Attrs = sources.SetAttr(r.Attrs, attrEventTimeFrom, abi.String("ingest"))
+	}
+	r.Status = s.status
+	if s.reason != "" {
+		sources.NotGood(r, s.status, "", s.reason)
 	}
 }
 

@@ -2,12 +2,12 @@
 //
 // Reading must never wait for the pipeline (the broker would time us out), so
 // the guard in front of the MQTT library only puts messages into a bounded
-// buffer; one goroutine, the pump, makes records of them and emits. The broker gets its acknowledgement when the
-// pipeline has made the record durable, in order of arrival, and keeps a
-// session for us under a stable client id: what was not acknowledged comes
-// again after any outage, ours included. When the buffer is full a persistent
-// session disconnects and comes back when half of it has drained; without one
-// what does not fit is dropped and counted.
+// buffer; one goroutine, the pump, makes records of them and emits. The broker
+// gets its acknowledgement when the pipeline has made the record durable, in
+// order of arrival, and keeps a session for us under a stable client id: what was
+// not acknowledged comes again after any outage, ours included. When the buffer
+// is full a persistent session disconnects and comes back when half of it has
+// drained; without one what does not fit is dropped and counted.
 //
 //	broker ──PUBLISH──> guard ──> buffer ──> pump ──emit──> pipeline
 //	   ^                            │                          │
@@ -35,6 +35,7 @@ const (
 	metricDropped      = "mqtt_dropped_total"
 	metricDecodeErrors = "mqtt_decode_errors_total"
 	metricRebirths     = "mqtt_sparkplug_rebirths_total" // rebirths that were asked for
+	metricSessionsLost = "mqtt_sessions_lost_total"      // persistent sessions that a broker did not keep
 
 	reasonBufferFull = "buffer_full"
 	reasonTooLarge   = "too_large"
@@ -44,7 +45,7 @@ const (
 
 // Metrics and Reasons are what a source counts from 0 on.
 var (
-	Metrics = []string{metricMessages, metricRedelivered, metricUnacked, metricDropped, metricDecodeErrors, metricRebirths}
+	Metrics = []string{metricMessages, metricRedelivered, metricUnacked, metricDropped, metricDecodeErrors, metricRebirths, metricSessionsLost}
 	Reasons = []string{reasonBufferFull, reasonTooLarge, reasonDecode, reasonShutdown}
 )
 
@@ -58,6 +59,10 @@ const maxCommands = 100
 // goodbyeTime is how long a broker that does not read may hold up the end of a
 // connection.
 const goodbyeTime = time.Second
+
+// takeOverTime is longer than two clients of one client id leave each other in
+// peace: the longest pause of the back-off, and its jitter.
+const takeOverTime = 400 * time.Second
 
 // Deps is what a source needs from its host.
 type Deps struct {
@@ -87,7 +92,9 @@ type Source struct {
 	log       *slog.Logger
 	now       func() time.Time
 	commands  chan string // topics of Sparkplug commands to be published
-	flaps     int         // connections in a row that the broker ended at once
+	// hadSession says that a broker has kept a session for us since we were made.
+	hadSession bool
+	flaps      int // connections in a row that were taken at once and lost soon
 	// silent is 1 for endpoints that did not answer when they were tried last, by
 	// URL: the others need not wait for their time-out again.
 	silent map[string]int
@@ -249,11 +256,11 @@ func (s *Source) write(c *connection, stop <-chan struct{}) {
 }
 
 func (s *Source) watch(ctx context.Context, c *connection, p *pump) error {
-	refused, err := s.subscribe(ctx, c)
+	complaint, err := s.subscribe(ctx, c)
 	if err != nil {
 		return err
 	}
-	s.report(refused, c)
+	s.report(complaint, c)
 	check := time.NewTicker(time.Second)
 	defer check.Stop()
 	for {
@@ -267,7 +274,7 @@ func (s *Source) watch(ctx context.Context, c *connection, p *pump) error {
 		case <-p.ended:
 			return p.err
 		case <-check.C:
-			s.report(refused, c)
+			s.report(complaint, c)
 		}
 	}
 }
@@ -299,18 +306,18 @@ func (s *Source) awaitHalf(ctx context.Context, p *pump) error {
 	return nil
 }
 
-// lostError words the loss of a connection that stood. A broker that closes
-// soon after each connect has most likely given our session to another client
-// with our client id, who gets it back in turn.
+// lostError words the loss of a connection that stood. A broker that takes us at
+// once each time, and soon closes again, has most likely given our session to
+// another client with our client id, who gets it back in turn.
 func (s *Source) lostError(c *connection, err error) error {
-	if time.Since(c.since) < 10*time.Second {
+	if closedByPeer(err) && time.Since(c.since) < takeOverTime {
 		s.flaps++
 	} else {
 		s.flaps = 0
 	}
 	if s.flaps >= 3 {
-		return fmt.Errorf("broker %s closed the connection %d times within 10 s of connecting: another client probably uses client id %q "+
-			"(two hosts with one configuration?): give each its own mqtt.client_id (%w)", c.to.url, s.flaps, s.clientID, err)
+		return fmt.Errorf("broker %s takes the connection and soon closes it, again and again: another client probably uses client id %q "+
+			"(two hosts with one configuration?): give each its own mqtt.client_id (%w)", c.to.url, s.clientID, err)
 	}
 	return fmt.Errorf("lost the connection to %s: %w", c.to.url, err)
 }

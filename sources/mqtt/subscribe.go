@@ -16,32 +16,54 @@ import (
 	"github.com/edgehost/edgehost/sources"
 )
 
-// subscribe asks for all filters and returns those that the broker refuses.
-// When it refuses all of them, that is an error of authorisation.
-func (s *Source) subscribe(ctx context.Context, c *connection) (refused []string, err error) {
+// grant is a broker's answer to one subscription.
+type grant struct {
+	qos     byte // that it will send with, when it does not refuse
+	refused bool
+	reason  string // why it refuses, when it says so
+}
+
+// subscribe asks for all filters and returns what is to be told of the answers,
+// "" when there is nothing. When the broker refuses all of them, that is an error
+// of authorisation.
+func (s *Source) subscribe(ctx context.Context, c *connection) (complaint string, err error) {
 	if s.cfg.persistent() {
 		if err := s.unsubscribeOld(ctx, c); err != nil {
-			return nil, err
+			return "", err
 		}
 	}
-	refusals, err := ask(ctx, c, s.cfg.connectTimeout(), func(ctx context.Context) ([]string, error) { return c.client.subscribe(ctx, s.subs) })
+	grants, err := ask(ctx, c, s.cfg.connectTimeout(), func(ctx context.Context) ([]grant, error) { return c.client.subscribe(ctx, s.subs) })
 	if err != nil {
-		return nil, err
+		return "", err
 	}
-	for i, refusal := range refusals {
-		switch refusal {
-		case "":
-		case "refused":
-			refused = append(refused, s.subs[i].filter)
-		default:
-			refused = append(refused, s.subs[i].filter+" ["+refusal+"]")
+	var refused, lowered []string
+	for i, g := range grants {
+		filter, asked := s.subs[i].filter, s.subs[i].qos
+		switch {
+		case g.refused && g.reason != "":
+			refused = append(refused, filter+" ["+g.reason+"]")
+		case g.refused:
+			refused = append(refused, filter)
+		case g.qos == 0 && asked > 0:
+			lowered = append(lowered, filter)
+		case g.qos < asked:
+			// Of 2 and 1 we make the same: at least once, to the disk.
+			s.log.Info("mqtt: the broker grants a lower quality of service", "topic", filter, "asked", asked, "granted", g.qos)
 		}
 	}
 	if len(refused) == len(s.subs) {
-		return nil, sources.AuthError(fmt.Errorf("broker %s refuses every subscription (%s): check what its access control list allows user %q, client id %q",
+		return "", sources.AuthError(fmt.Errorf("broker %s refuses every subscription (%s): check what its access control list allows user %q, client id %q",
 			c.to.url, strings.Join(refused, ", "), s.cfg.Username, s.clientID))
 	}
-	return refused, nil
+	var complaints []string
+	if len(refused) > 0 {
+		complaints = append(complaints, "the broker refuses "+strings.Join(refused, ", ")+": check its access control list")
+	}
+	if len(lowered) > 0 {
+		complaints = append(complaints, "the broker grants only QoS 0 to "+strings.Join(lowered, ", ")+
+			": what is published there while edgehost is away is lost; raise its limit, or write qos: 0")
+	}
+	return strings.Join(complaints, "; "), nil
 }
 
 // unsubscribeOld ends the subscriptions that our session still has from an
@@ -63,6 +85,12 @@ func (s *Source) unsubscribeOld(ctx context.Context, c *connection) error {
 		}
 		s.log.Info("mqtt: unsubscribed from topics that left the configuration", "topics", gone)
 	}
+	if !c.resumed && (len(old) > 0 || s.hadSession) {
+		s.status.Add(metricSessionsLost, 1)
+		s.log.Warn("mqtt: the broker no longer has the session that it kept for us: what was published since the connection was lost is lost, "+
+			"unless it was retained; let it keep sessions on its disk (mosquitto: persistence true)", "broker", c.to.url, "client_id", s.clientID)
+	}
+	s.hadSession = true
 	if slices.Equal(old, current) {
 		return nil
 	}
@@ -110,15 +138,15 @@ func ask[T any](ctx context.Context, c *connection, timeout time.Duration, reque
 // that failed by it.
 const lossTime = 200 * time.Millisecond
 
-// report sets the state of a connection that stands: topics that the broker
-// refused, and topics that it granted but is silent about, as brokers are that
-// grant what their access control list forbids.
-func (s *Source) report(refused []string, c *connection) {
+// report sets the state of a connection that stands: the complaint that
+// subscribe returned, and topics that the broker granted but is silent about, as
+// brokers are that grant what their access control list forbids.
+func (s *Source) report(complaint string, c *connection) {
 	var details []string
 	state := sources.Connected
-	if len(refused) > 0 {
+	if complaint != "" {
 		state = sources.Degraded
-		details = append(details, "the broker refuses "+strings.Join(refused, ", ")+": check its access control list")
+		details = append(details, complaint)
 	}
 	if stale := s.stale(c); len(stale) > 0 {
 		state = sources.Degraded

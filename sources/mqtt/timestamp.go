@@ -24,8 +24,23 @@ const (
 // maxDigits is more than any timestamp has.
 const maxDigits = 64
 
+// The years 1 to 9999, in microseconds since the Unix epoch: no table holds
+// other times (TIMESTAMP of Databricks SQL).
+const (
+	minTime = -62135596800_000000
+	maxTime = 253402300799_999999
+)
+
 // parseTime reads a JSON number or string as microseconds since the Unix epoch.
 func parseTime(format string, v json.RawMessage) (int64, error) {
+	us, err := readTime(format, v)
+	if err != nil || us < minTime || us > maxTime {
+		return 0, errTimestamp
+	}
+	return us, nil
+}
+
+func readTime(format string, v json.RawMessage) (int64, error) {
 	text := string(v)
 	if v[0] == '"' {
 		text = strings.TrimSpace(text2string(v))

@@ -101,6 +101,24 @@ func TestTLS(t *testing.T) {
 	}
 }
 
+// TestManyRecordsOfTLS: a broker makes a TLS record of each message. A pause for
+// each of them would take 40 s.
+func TestManyRecordsOfTLS(t *testing.T) {
+	ca := sourcetest.NewCA(t)
+	p := tlsPeer(t, ca, false)
+	cfg := oneTopic("a", 0)
+	cfg.TLS = sources.TLSConfig{Enabled: true, CACertPath: ca.CertFile}
+	s, st := newTestSource(t, "mqtt://"+p.lis.Addr().String(), cfg)
+	var k sink
+	run(t, s, k.emit)
+	awaitState(t, st, sources.Connected)
+	const n = 40_000
+	for range n {
+		p.publish("a", "1", 0)
+	}
+	eventually(t, "all records", func() bool { return st.Snapshot().Records == n })
+}
+
 // TestEmbeddedBroker reads from a broker of MQTT 3.1.1 and 5 in this process,
 // over TCP, ws:// and wss://.
 func TestEmbeddedBroker(t *testing.T) {
