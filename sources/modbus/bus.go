@@ -133,25 +133,11 @@ type member struct {
 	down    chan error // one slot: the connection cannot be opened
 	bus     *bus
 	left    atomic.Bool // it is off the bus
-	tally   tally       // bus only
-}
 
-// tally is what was counted since it was settled: counting in the status costs
-// too much for every poll of a bus that is never idle. It is at most gatherTime
-// and one poll behind.
-type tally struct {
-	since           time.Time // begin of the first poll of it
-	polls, requests int
-	overruns        int
-	spent           time.Duration
-}
-
-func (m *member) settle() {
-	m.status.Add(MetricPolls, float64(m.tally.polls))
-	m.status.Add(MetricRequests, float64(m.tally.requests))
-	m.status.Add(MetricOverruns, float64(m.tally.overruns))
-	m.status.Add(MetricPollSeconds, m.tally.spent.Seconds())
-	m.tally = tally{}
+	// The bus's own.
+	tally   tally
+	units   []*unitTally
+	unitsAt time.Time // when they were settled
 }
 
 // waiting is how many results of a group may wait to be emitted: one that the
@@ -165,12 +151,15 @@ type pollGroup struct {
 	queued atomic.Int32 // results that are not emitted yet, at most waiting
 	boxed  atomic.Bool  // one of them lies in the box
 	memory *memory
+	tally  *unitTally       // of its unit; bus only
 	slots  [waiting][]block // of the results, in turn; a slot is free when its result is emitted; bus only
 	turn   int
 
 	// The plan, made anew when memory has changed; bus only.
 	plan    []run
-	planned int // version of memory that plan is made of, -1: none
+	planned int64 // version of memory that plan is made of, -1: none
+	holed   bool  // points are refused
+	unit    *unit // nil: not asked yet
 }
 
 // run is one request: the points that it reads, and where they lie.
@@ -179,21 +168,46 @@ type run struct {
 	start  uint16
 	count  int
 	quiet  *quiet // nil: every reply is looked at
+	rooms  *rooms // nil: every reply gets a new one
 }
 
-func newRun(points []Point, list []int) run {
+// rooms is where the replies to one request of a plan lie: those that wait, and
+// the one before them that quiet remembers. A source works on them in order, so
+// that they are free in turn.
+type rooms struct {
+	room [waiting + 1]data
+	turn int
+}
+
+// next is the room for the next reply.
+func (r *rooms) next() data {
+	if r == nil {
+		return nil
+	}
+	return r.room[r.turn]
+}
+
+// keep says that d holds a reply, so that its room is not the next one.
+func (r *rooms) keep(d data) {
+	if r != nil {
+		r.room[r.turn] = d
+		r.turn = (r.turn + 1) % len(r.room)
+	}
+}
+
+func newRun(points []Point, list []int) *run {
 	start, count := span(points, list)
-	return run{list, start, count, nil}
+	return &run{points: list, start: start, count: count}
 }
 
 // runs returns the requests of the group's next poll.
 func (g *pollGroup) runs(l limits, points []Point) []run {
-	if v := g.memory.current(); v != g.planned {
-		g.plan, g.planned = nil, v
+	if v := g.memory.version.Load(); v != g.planned {
+		g.plan, g.planned, g.holed = nil, v, g.memory.holed()
 		for _, list := range l.runs(points, g.points, g.memory) {
 			r := newRun(points, list)
-			r.quiet = newQuiet(points, list)
-			g.plan = append(g.plan, r)
+			r.quiet, r.rooms = newQuiet(points, list), new(rooms)
+			g.plan = append(g.plan, *r)
 		}
 	}
 	return g.plan
@@ -235,6 +249,7 @@ type bus struct {
 	used       bool        // link has carried a reply
 	quietUntil time.Time
 	lastEnd    time.Time // of the last request
+	now        time.Time // what clock says; zero: it has to look
 	units      map[uint8]*unit
 	schedule   schedule
 	unheard    []*member // whose boxes got something and who were not woken since
@@ -256,14 +271,14 @@ func (b *bus) run() {
 			}
 			continue
 		}
-		now := time.Now()
+		now := b.clock()
 		if wait := t.at.Sub(now); wait > 0 {
-			b.knockAll()
+			b.knockAll(wait)
 			b.sleep(wait)
 			continue
 		}
 		if t.group.boxed.Load() {
-			b.knockAll()
+			b.knockAll(0)
 		}
 		b.tick(t.member, t.group, now)
 		b.schedule.settle()
@@ -271,10 +286,11 @@ func (b *bus) run() {
 }
 
 // knockAll wakes the members whose results wait in their boxes, and settles their
-// tallies.
-func (b *bus) knockAll() {
+// tallies. The bus is idle for a while then, or not.
+func (b *bus) knockAll(idle time.Duration) {
 	for _, m := range b.unheard {
 		m.settle()
+		m.settleUnits(b.clock(), idle)
 		m.box.knock()
 	}
 	b.unheard = b.unheard[:0]
@@ -284,6 +300,10 @@ func (b *bus) knockAll() {
 // none. A new member's groups are due at once.
 func (b *bus) next() (t *due, ok bool) {
 	if b.changed.Swap(false) {
+		for _, d := range b.schedule { // some may have left
+			d.member.settle()
+			d.member.settleUnits(b.clock(), unitTime)
+		}
 		b.buses.mu.Lock()
 		b.schedule = newSchedule(b.members)
 		b.buses.mu.Unlock()
@@ -294,11 +314,21 @@ func (b *bus) next() (t *due, ok bool) {
 	return &b.schedule[0], true
 }
 
+// clock is the time. A bus that is never idle looks at it once for many polls:
+// from one request to the next hardly any passes.
+func (b *bus) clock() time.Time {
+	if b.now.IsZero() {
+		b.now = time.Now()
+	}
+	return b.now
+}
+
 // sleep waits for d, or until the members change.
 func (b *bus) sleep(d time.Duration) {
 	if d <= 0 {
 		return
 	}
+	b.now = time.Time{}
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
@@ -326,6 +356,7 @@ func (b *bus) inUse() bool {
 func (b *bus) retire() bool {
 	b.hangUp()
 	time.Sleep(time.Until(b.quietUntil))
+	b.now = time.Time{}
 	b.buses.mu.Lock()
 	defer b.buses.mu.Unlock()
 	if len(b.members) > 0 {
@@ -365,6 +396,7 @@ func (b *bus) tick(m *member, g *pollGroup, now time.Time) {
 	m.tally.spent += took
 	if err != nil || now.Add(took).Sub(m.tally.since) >= gatherTime {
 		m.settle()
+		b.now = time.Time{}
 	}
 	if len(p.out) > 0 {
 		g.slots[g.turn], g.turn = p.out, (g.turn+1)%waiting
@@ -398,6 +430,10 @@ func (b *bus) fail(err error) {
 	b.buses.mu.Lock()
 	defer b.buses.mu.Unlock()
 	for _, m := range b.members {
+		for _, u := range m.units {
+			u.setUp(false)
+		}
+		m.settleUnits(b.clock(), unitTime)
 		m.down <- err
 	}
 	b.members = nil
@@ -417,6 +453,7 @@ func (b *bus) connect() error {
 	b.conn = b.settings
 	b.buses.mu.Unlock()
 	l, err := b.buses.dial(b.conn, b.log)
+	b.now = time.Time{}
 	if op := new(net.OpError); errors.As(err, &op) && op.Op == "dial" {
 		return sources.DialError(b.conn.key(), err)
 	}

@@ -501,6 +501,9 @@ func TestMetricsStandFromTheStart(t *testing.T) {
 		"modbus_units_down", "scaled_value_clamped_total"} {
 		want[name] = 0
 	}
+	for _, name := range []string{"requests_total", "replies_total", "response_seconds_total", "exceptions_total", "timeouts_total", "up"} {
+		want["modbus_unit_"+name+`{unit="1"}`] = 0
+	}
 	b.status.Declare(Metrics, Reasons)
 	if d := cmp.Diff(want, b.status.Snapshot().Counters); d != "" {
 		t.Error(d)

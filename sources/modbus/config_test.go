@@ -13,7 +13,7 @@ import (
 	"github.com/edgehost/edgehost/sources"
 )
 
-func read(t *testing.T, text string) Config {
+func read(t testing.TB, text string) Config {
 	t.Helper()
 	var c Config
 	if err := yaml.NewDecoder(bytes.NewReader([]byte(text)), yaml.DisallowUnknownField()).Decode(&c); err != nil {
@@ -216,7 +216,7 @@ func TestLibraryIsSilent(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.close()
-	if _, err := l.read(1, Coil, 65535, 2); err == nil || !strings.Contains(out.String(), `msg="modbus library"`) {
+	if _, err := l.read(1, Coil, 65535, 2, nil); err == nil || !strings.Contains(out.String(), `msg="modbus library"`) {
 		t.Errorf("got error %v and log %q", err, out.String())
 	}
 }

@@ -19,17 +19,24 @@ func dial(s settings, log *slog.Logger) (link, error) {
 // link is one open connection to a device or gateway. It can read the four
 // tables and nothing else. One goroutine uses it.
 type link interface {
-	// read returns count registers (or bits) from start on. Its errors are an
+	// read returns count registers (or bits) from start on, which it may put into
+	// room: that is the caller's to give, and may be nil. Its errors are an
 	// exception, which leaves the connection usable, or a failure, after which it
 	// must be closed.
-	read(slave uint8, t RegisterType, start uint16, count int) (data, error)
+	read(slave uint8, t RegisterType, start uint16, count int, room data) (data, error)
 	close()
 }
 
-// data is what one read returned.
-type data struct {
-	words []byte // registers as they came, big-endian
-	bits  []bool
+// data is what one read returned: registers as they came, big-endian, or a byte
+// that is 0 or 1 for each bit.
+type data []byte
+
+// step is how many bytes of data one register (or bit) of the table takes.
+func (t RegisterType) step() int {
+	if t.bits() {
+		return 1
+	}
+	return 2
 }
 
 // exception is a device's or gateway's refusal of one request (Modbus
