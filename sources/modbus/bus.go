@@ -246,7 +246,8 @@ type bus struct {
 	conn       settings    // what link was opened with
 	link       link        // nil: closed
 	up         atomic.Bool // link is open; anybody may read it
-	used       bool        // link has carried a reply
+	replies    int         // that link has carried
+	brief      int         // connections in a row that the peer closed after one reply
 	quietUntil time.Time
 	lastEnd    time.Time // of the last request
 	now        time.Time // what clock says; zero: it has to look
@@ -460,7 +461,7 @@ func (b *bus) connect() error {
 	if err != nil {
 		return openError(b.conn, err)
 	}
-	b.link, b.used = l, false
+	b.link, b.replies = l, 0
 	b.up.Store(true)
 	b.log.Debug("modbus connection opened")
 	b.pause(b.conn.pauseConnect)
@@ -476,6 +477,29 @@ func (b *bus) drop(err error) {
 	b.hangUp()
 	if b.rtu {
 		b.quietUntil = time.Now().Add(b.conn.timeout)
+	}
+}
+
+// briefly is how many connections in a row a peer must have closed after one
+// reply before each request gets a connection of its own.
+const briefly = 2
+
+// replied notes a reply. Some gateways, and those whose patience is shorter than
+// the poll interval, close after each: the next request would be lost, and on RTU
+// framing leave the unit in doubt.
+func (b *bus) replied() {
+	if b.replies++; b.replies > 1 {
+		b.brief = 0
+	}
+	if b.brief >= briefly {
+		b.hangUp()
+	}
+}
+
+// lost notes that the peer closed the connection.
+func (b *bus) lost() {
+	if b.replies == 1 && b.conn.stream() {
+		b.brief++
 	}
 }
 

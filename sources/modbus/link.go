@@ -56,7 +56,7 @@ const (
 
 var exceptionWords = map[exception]string{
 	illegalFunction: "illegal function", illegalAddress: "illegal data address", illegalValue: "illegal data value",
-	4: "server device failure", acknowledge: "acknowledge", busy: "server device busy", 8: "memory parity error",
+	4: "server device failure", acknowledge: "acknowledge", busy: "server device busy", 7: "negative acknowledge", 8: "memory parity error",
 	gatewayPath: "gateway path unavailable", gatewaySilent: "gateway target device failed to respond",
 }
 
@@ -72,6 +72,7 @@ var (
 	errSilent    = errors.New("no reply within timeout_ms; check slave_id, wiring and the device")
 	errGarbled   = errors.New("reply was damaged or came from another unit; check baud rate, parity and that no second master is on the line")
 	errOdd       = errors.New("reply does not fit the request")
+	errTaken     = errors.New("device closes the connection instead of replying; another master may hold the only one that it gives")
 	errOtherUnit = errors.New("reply came from another unit; check slave_id, and that the gateway passes unit ids through")
 )
 

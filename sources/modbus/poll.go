@@ -142,7 +142,7 @@ func (p *poller) refusal(err error) bool {
 // read makes one request, with the configured retries.
 func (p *poller) read(r *run) (data, time.Time, error) {
 	b, u := p.bus, p.unit()
-	t := tries{left: 1 + p.member.retries, free: 1}
+	t := tries{left: 1 + p.member.retries, free: briefly}
 	switch u.state() {
 	case unitDown:
 		return nil, time.Time{}, fmt.Errorf("unit %d is left alone for a while: %w", p.group.slave, u.err)
@@ -154,13 +154,12 @@ func (p *poller) read(r *run) (data, time.Time, error) {
 			p.down = err
 			return nil, time.Time{}, err
 		}
-		reused := b.used
 		d, at, err := p.exchange(u, r)
 		if err == nil {
 			p.unitAnswered(u)
 			return d, at, nil
 		}
-		if !p.again(&t, u, err, reused) {
+		if p.down != nil || !p.again(&t, u, err) {
 			return nil, at, err
 		}
 	}
@@ -173,9 +172,8 @@ type tries struct {
 	odd  int // replies that did not fit
 }
 
-// again judges a failed try and reports whether there is another. reused says
-// that the connection had carried a reply before.
-func (p *poller) again(t *tries, u *unit, err error, reused bool) bool {
+// again judges a failed try and reports whether there is another.
+func (p *poller) again(t *tries, u *unit, err error) bool {
 	var ex exception
 	var lost lostError
 	switch {
@@ -188,10 +186,10 @@ func (p *poller) again(t *tries, u *unit, err error, reused bool) bool {
 		} else {
 			p.unitAnswered(u)
 		}
-		if ex != busy && ex != acknowledge {
+		if ex != busy && ex != acknowledge && ex != gatewaySilent {
 			return false
 		}
-	case errors.As(err, &lost) && reused && t.free > 0:
+	case errors.As(err, &lost) && p.bus.replies > 0 && t.free > 0:
 		// The peer may close what was idle, or have restarted: no fault of the unit.
 		t.free--
 		return true
@@ -214,6 +212,10 @@ func (p *poller) exchange(u *unit, r *run) (data, time.Time, error) {
 		if err := p.resync(u, r.start, r.count); err != nil {
 			return nil, time.Now(), err
 		}
+		if err := p.bus.connect(); err != nil { // open, unless the peer takes one request a connection
+			p.down = err
+			return nil, time.Now(), err
+		}
 	}
 	return p.request(u, r.start, r.count, r.rooms.next())
 }
@@ -228,21 +230,33 @@ func (p *poller) request(u *unit, start uint16, count int, room data) (data, tim
 	d, err := b.link.read(p.group.slave, p.group.table, start, count, room)
 	took := time.Since(begin)
 	b.now = begin.Add(took)
-	b.lastEnd, b.used = b.now, true
+	b.lastEnd = b.now
 	p.requests++
 	p.group.tally.request(took, err)
 	if err != nil {
-		p.requestFailed(u, start, count, err)
+		err = p.requestFailed(u, start, count, err)
+	} else {
+		b.replied()
 	}
 	return d, begin.Add(took / 2), err
 }
 
-func (p *poller) requestFailed(u *unit, start uint16, count int, err error) {
+// requestFailed closes the connection unless err is an exception, and returns
+// err, or what says more.
+func (p *poller) requestFailed(u *unit, start uint16, count int, err error) error {
 	status := p.member.status
 	var ex exception
 	if errors.As(err, &ex) {
 		status.Add(MetricExceptions, 1)
-		return
+		p.bus.replied()
+		return err
+	}
+	var lost lostError
+	if errors.As(err, &lost) {
+		p.bus.lost()
+		if p.bus.replies == 0 && p.bus.conn.stream() {
+			err = fmt.Errorf("%w: %w", errTaken, err)
+		}
 	}
 	if errors.Is(err, errSilent) {
 		status.Add(MetricTimeouts, 1)
@@ -252,4 +266,5 @@ func (p *poller) requestFailed(u *unit, start uint16, count int, err error) {
 		u.doubt.add(p.group.table, start, count)
 	}
 	p.bus.drop(err)
+	return err
 }
