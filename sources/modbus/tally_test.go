@@ -2,10 +2,14 @@ package modbus
 
 import (
 	"fmt"
+	"math"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 // TestMetricsTellUnitsApart polls a gateway with a slow unit, one that refuses,
@@ -83,6 +87,55 @@ func TestUnitCountsOfABusThatIsNeverIdle(t *testing.T) {
 		stop()
 		if asked := len(line.requests()); sum() != float64(asked) {
 			t.Errorf("%v of %d requests are counted in the end", sum(), asked)
+		}
+	})
+}
+
+// TestMetricsStandFromTheStart holds the names to what the documentation says.
+func TestMetricsStandFromTheStart(t *testing.T) {
+	b := newBench(t, &fakeLine{}, "modbus+tcp://h", oneRegister)
+	want := map[string]float64{}
+	for _, name := range []string{"modbus_polls_total", "modbus_requests_total", "modbus_poll_errors_total", "modbus_exceptions_total", "modbus_timeouts_total",
+		"modbus_reopens_total", "modbus_poll_overruns_total", "modbus_backpressure_skips_total", "modbus_poll_duration_seconds_total", "modbus_splits_total",
+		"modbus_units_down", "scaled_value_clamped_total"} {
+		want[name] = 0
+	}
+	for _, name := range []string{"requests_total", "replies_total", "response_seconds_total", "exceptions_total", "timeouts_total", "up"} {
+		want["modbus_unit_"+name+`{unit="1"}`] = 0
+	}
+	b.status.Declare(Metrics, Reasons)
+	if d := cmp.Diff(want, b.status.Snapshot().Counters); d != "" {
+		t.Error(d)
+	}
+}
+
+// TestMetricsCountWhatHappened reads a device that refuses, is silent and answers,
+// in turn.
+func TestMetricsCountWhatHappened(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := 0
+		line := &fakeLine{}
+		line.answer = func(r request) (data, error) {
+			time.Sleep(100 * time.Millisecond)
+			switch n++; n % 3 {
+			case 1:
+				return data{}, exception(4)
+			case 2:
+				return data{}, errSilent
+			}
+			return numbered(r), nil
+		}
+		b := newBench(t, line, "modbus+tcp://h", oneRegister+"retries: 0\npoll_interval_ms: 1000")
+		stop := b.run(t)
+		time.Sleep(9*time.Second - 500*time.Millisecond)
+		stop()
+		s := b.status.Snapshot()
+		got := []float64{b.count(MetricPolls), b.count(MetricRequests), b.count(MetricPollErrors), b.count(MetricExceptions), b.count(MetricTimeouts),
+			b.count(MetricReopens), b.count(MetricOverruns), math.Round(10 * b.count(MetricPollSeconds)), float64(s.Records), float64(s.Bytes)}
+		// Three polls of each kind: three that are good make 2 records and 4 bytes
+		// each, and every run of bad ones makes 2 records.
+		if want := []float64{9, 9, 6, 3, 3, 3, 0, 9, 12, 12}; !slices.Equal(got, want) {
+			t.Errorf("got %v, want %v", got, want)
 		}
 	})
 }
