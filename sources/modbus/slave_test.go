@@ -24,6 +24,7 @@ type slave struct {
 
 	turn sync.Mutex // held while script runs
 	n    int        // requests so far; under turn
+	once bool       // a connection carries one request; under turn
 
 	mu   sync.Mutex
 	conn net.Conn
@@ -107,7 +108,11 @@ func (s *slave) serve(c net.Conn) {
 		s.turn.Lock()
 		s.script(s.n, r, s)
 		s.n++
+		once := s.once
 		s.turn.Unlock()
+		if once {
+			return
+		}
 	}
 }
 
