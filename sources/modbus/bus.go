@@ -104,7 +104,7 @@ func (b *bus) knockAll(idle time.Duration) {
 // next returns the group with the earliest deadline; ok is false when there is
 // none. A new member's groups are due at once.
 func (b *bus) next() (t *due, ok bool) {
-	if b.changed.Swap(false) {
+	if b.changed.Load() && b.changed.Swap(false) {
 		for _, d := range b.schedule { // some may have left
 			d.member.settle()
 			d.member.settleUnits(b.clock(), unitTime)

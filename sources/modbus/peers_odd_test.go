@@ -7,6 +7,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/edgehost/edgehost/abi"
 )
 
 // TestServerThatClosesAfterEachReply: every request gets a connection of its own
@@ -36,28 +38,14 @@ func TestServerThatClosesAfterEachReply(t *testing.T) {
 // TestServerThatHasNoConnectionToGive has another master on its only connection:
 // what it takes from us, it closes. It is read when the other one has gone.
 func TestServerThatHasNoConnectionToGive(t *testing.T) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := ln.Addr().String()
-	refusing := make(chan struct{})
-	go func() {
-		defer close(refusing)
-		for {
-			c, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			c.Close()
-		}
-	}()
-	b := onWire(t, "modbus+tcp://"+addr, oneBlock)
+	s := newSlave(t, false, func(_ int, r wireRequest, s *slave) { s.send(s.numbers(r)) })
+	s.taken.Store(true)
+	b := onWire(t, s.endpoint(), oneBlock)
 	stop := b.run(t)
 	var reason string
 	eventually(t, "bad records", func() bool {
 		for _, r := range b.take() {
-			if v, ok := r.Attr("reason"); ok {
+			if v, ok := r.Attr(abi.AttrReason); ok {
 				reason = v.Text()
 			}
 		}
@@ -66,20 +54,10 @@ func TestServerThatHasNoConnectionToGive(t *testing.T) {
 	if !strings.Contains(reason, "another master") {
 		t.Errorf("reason is %q", reason)
 	}
-	ln.Close()
-	<-refusing
-	ln, err = net.Listen("tcp", addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := &slave{t: t, script: func(_ int, r wireRequest, s *slave) { s.send(s.numbers(r)) }, ln: ln}
-	s.wg.Go(s.accept)
+	s.taken.Store(false)
 	right := 0
 	eventually(t, "values", func() bool { right += checkNumbers(t, b); return right > 20 })
 	stop()
-	ln.Close()
-	s.hangUp()
-	s.wg.Wait()
 }
 
 // TestPeerThatVanishes has a peer whose machine loses power: the connection

@@ -21,6 +21,7 @@ type slave struct {
 	rtu    bool
 	script func(n int, r wireRequest, s *slave)
 	ln     net.Listener
+	taken  atomic.Bool // another master has the only connection
 
 	turn sync.Mutex // held while script runs
 	n    int        // requests so far; under turn
@@ -66,6 +67,10 @@ func (s *slave) accept() {
 		c, err := s.ln.Accept()
 		if err != nil {
 			return
+		}
+		if s.taken.Load() {
+			c.Close()
+			continue
 		}
 		s.mu.Lock()
 		if s.conn != nil {
