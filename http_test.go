@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -21,6 +22,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/edgehost/edgehost/host/control"
+	"github.com/edgehost/edgehost/sources"
 )
 
 var quiet = slog.New(slog.DiscardHandler)
@@ -215,6 +217,36 @@ func TestMetricsHandler(t *testing.T) {
 	}
 	if code, body := get(t, metricsHandler(broken{newFakeHost()}, quiet), "/metrics"); code != 500 || !strings.Contains(body, "deadlock") {
 		t.Errorf("a broken host: HTTP %d\n%s", code, body)
+	}
+}
+
+// TestMetricsWithALabel: a protocol's own metric can have one, and none that
+// spoils the scrape.
+func TestMetricsWithALabel(t *testing.T) {
+	h := newFakeHost()
+	h.status.Sources = []control.SourceStatus{h.status.Sources[0], h.status.Sources[0]}
+	h.status.Sources[0].Counters = map[string]float64{
+		sources.Labelled("modbus_unit_up", "unit", "7"): 1, sources.Labelled("modbus_unit_up", "unit", "8"): 0,
+		sources.Labelled("modbus_unit_requests_total", "unit", "7"): 42, "modbus_polls_total": 5,
+		sources.Labelled("broken", "source", "x"): 1, `broken{unit="a"b"}`: 1, "broken{": 1, "Broken": 1,
+	}
+	h.status.Sources[1].Name, h.status.Sources[1].Counters = "other", map[string]float64{sources.Labelled("modbus_unit_up", "unit", "7"): 1}
+	code, body := get(t, metricsHandler(h, quiet), "/metrics")
+	first, protocol := h.status.Sources[0].Name, h.status.Sources[0].Protocol
+	for _, want := range []string{
+		fmt.Sprintf(`modbus_unit_up{protocol=%q,source=%q,unit="7"} 1`, protocol, first),
+		fmt.Sprintf(`modbus_unit_up{protocol=%q,source=%q,unit="8"} 0`, protocol, first),
+		fmt.Sprintf(`modbus_unit_up{protocol=%q,source="other",unit="7"} 1`, protocol),
+		fmt.Sprintf(`modbus_unit_requests_total{protocol=%q,source=%q,unit="7"} 42`, protocol, first),
+		"# TYPE modbus_unit_requests_total counter", "# TYPE modbus_unit_up gauge",
+		fmt.Sprintf(`modbus_polls_total{protocol=%q,source=%q} 5`, protocol, first),
+	} {
+		if !strings.Contains(body, want) {
+			t.Errorf("HTTP %d, no %s", code, want)
+		}
+	}
+	if code != 200 || strings.Contains(strings.ToLower(body), "broken") {
+		t.Errorf("HTTP %d\n%s", code, body)
 	}
 }
 

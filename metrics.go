@@ -305,22 +305,30 @@ func (g *gatherer) reasons(stage, name string, counts map[string]uint64) {
 	}
 }
 
-var metricName = regexp.MustCompile(`^[a-z][a-z0-9_]*$`)
+// metricName is the name of a protocol's own metric, as sources.Status has it:
+// perhaps with one label.
+var metricName = regexp.MustCompile(`^([a-z][a-z0-9_]*)(?:\{([a-z][a-z0-9_]*)="([^"\\]*)"\})?$`)
 
 // counters adds the protocols' own metrics. One whose name is taken or is none
 // is left out: it would spoil the whole scrape.
 func (g *gatherer) counters(sources []control.SourceStatus) {
 	taken := maps.Clone(g.used)
 	for _, x := range sources {
-		for _, name := range slices.Sorted(maps.Keys(x.Counters)) {
-			if taken[name] || !metricName.MatchString(name) {
+		for _, key := range slices.Sorted(maps.Keys(x.Counters)) {
+			part := metricName.FindStringSubmatch(key)
+			m := metric{"", "See the documentation of the protocol.", gauge, []string{"source", "protocol"}}
+			if part == nil || taken[part[1]] || slices.Contains(m.labels, part[2]) {
 				continue
 			}
-			m := metric{name, "See the documentation of the protocol.", gauge, []string{"source", "protocol"}}
-			if strings.HasSuffix(name, "_total") {
+			m.name = part[1]
+			if strings.HasSuffix(m.name, "_total") {
 				m.kind = counter
 			}
-			g.add(m, x.Counters[name], x.Name, x.Protocol)
+			labels := []string{x.Name, x.Protocol}
+			if part[2] != "" {
+				m.labels, labels = append(m.labels, part[2]), append(labels, part[3])
+			}
+			g.add(m, x.Counters[key], labels...)
 		}
 	}
 }

@@ -80,7 +80,8 @@ func counters(s control.SourceStatus) []string {
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(s.Counters)) {
-		if v := s.Counters[name]; v != 0 {
+		// Those with a label are for /metrics: there can be hundreds of them.
+		if v := s.Counters[name]; v != 0 && !strings.Contains(name, "{") {
 			words = append(words, oneLine(name+" "+strconv.FormatFloat(v, 'f', -1, 64)))
 		}
 	}

@@ -208,11 +208,19 @@ func (s *Status) Declare(metrics, reasons []string) {
 
 // Add adds n to a protocol's own metric, named as it appears on /metrics
 // (mqtt_redelivered_total, modbus_polls_total, …). The names are constants of
-// the protocol package: bounded in number.
+// the protocol package, those of Labelled with a value of the configuration:
+// bounded in number.
 func (s *Status) Add(metric string, n float64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.counters[metric] += n
+}
+
+// Labelled is the name of a protocol's own metric that has one label more on
+// /metrics: modbus_unit_up{unit="7"}. The value must be bounded in number, and
+// without quotes and backslashes.
+func Labelled(metric, label, value string) string {
+	return metric + "{" + label + `="` + value + `"}`
 }
 
 // Gauge sets a protocol's own metric to v.

@@ -30,6 +30,14 @@ func (u *unit) state() unitState {
 	return unitProbe
 }
 
+// unit is the unit that the group is read from.
+func (p *poller) unit() *unit {
+	if p.group.unit == nil {
+		p.group.unit = p.bus.unit(p.group.slave)
+	}
+	return p.group.unit
+}
+
 func (b *bus) unit(slave uint8) *unit {
 	u := b.units[slave]
 	if u == nil {
@@ -43,6 +51,7 @@ func (b *bus) unit(slave uint8) *unit {
 func (p *poller) unitAnswered(u *unit) {
 	wasDown := !u.until.IsZero()
 	u.fails, u.until, u.err = 0, time.Time{}, nil
+	p.group.tally.setUp(true)
 	if wasDown {
 		p.bus.log.Info("modbus unit answers again", "unit", p.group.slave)
 		p.bus.countDown()
@@ -74,6 +83,7 @@ func (b *bus) countDown() {
 		for _, g := range m.groups {
 			if u := b.units[g.slave]; u != nil && !u.until.IsZero() {
 				down[g.slave] = true
+				g.tally.setUp(false)
 			}
 		}
 		m.status.Gauge(MetricUnitsDown, float64(len(down)))

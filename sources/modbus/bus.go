@@ -1,124 +1,17 @@
 package modbus
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"runtime/debug"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/edgehost/edgehost/sources"
 )
-
-// Buses is the connections of a process. Sources on the same host and port, or
-// on the same serial device, share one: a serial line has one master, and many
-// gateways take one connection. Make one Buses and give it to every Source. Any
-// goroutine may use it.
-type Buses struct {
-	log   *slog.Logger
-	dial  func(settings, *slog.Logger) (link, error)
-	knock func(ctx context.Context, peer string) error // nil: it accepts connections
-
-	mu    sync.Mutex
-	open  map[string]*bus
-	looks map[string]*look // by peer
-	wg    sync.WaitGroup
-}
-
-// look is what was seen of a peer that no connection is open to. Whoever holds
-// turn may use the rest.
-type look struct {
-	turn chan struct{}
-	at   time.Time
-	err  error
-}
-
-// lookFresh is how long a look counts for all sources of a peer.
-const lookFresh = 500 * time.Millisecond
-
-// NewBuses makes an empty set of connections.
-func NewBuses(log *slog.Logger) *Buses {
-	return &Buses{log: log, dial: dial, knock: sources.ReachTCP, open: map[string]*bus{}, looks: map[string]*look{}}
-}
-
-// reach returns nil when the connection key is open or peer accepts one. Many
-// gateways have one connection to give: their sources look together, and not at
-// all while one of them is connected.
-func (bs *Buses) reach(ctx context.Context, key, peer string) error {
-	bs.mu.Lock()
-	b, l := bs.open[key], bs.looks[peer]
-	if l == nil {
-		l = &look{turn: make(chan struct{}, 1)}
-		bs.looks[peer] = l
-	}
-	bs.mu.Unlock()
-	select {
-	case l.turn <- struct{}{}:
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	defer func() { <-l.turn }()
-	if b != nil && b.up.Load() {
-		return nil
-	}
-	if l.at.IsZero() || time.Since(l.at) >= lookFresh {
-		l.err = bs.knock(ctx, peer)
-		l.at = time.Now()
-	}
-	return l.err
-}
-
-// Wait returns when every connection is closed. Call it after the sources have
-// stopped; a read or a dial that is under way ends first.
-func (bs *Buses) Wait() { bs.wg.Wait() }
-
-// join puts m on the connection that s describes, which is opened when the
-// first group is due.
-func (bs *Buses) join(s settings, m *member) error {
-	bs.mu.Lock()
-	defer bs.mu.Unlock()
-	b := bs.open[s.key()]
-	if b == nil {
-		b = &bus{rtu: s.rtu(), settings: s, buses: bs, log: bs.log.With("endpoint", s.key()), wake: make(chan struct{}, 1), units: map[uint8]*unit{}}
-		bs.open[s.key()] = b
-		bs.wg.Go(b.run)
-	}
-	if len(b.members) == 0 {
-		b.settings = s
-	} else if err := conflict(b.settings, s, b.members[0].source); err != nil {
-		return err
-	}
-	m.bus = b
-	b.members = append(b.members, m)
-	b.changed.Store(true)
-	b.poke()
-	return nil
-}
-
-// conflict says in what s differs from what holds for the connection since the
-// source holder joined it.
-func conflict(holds, s settings, holder string) error {
-	if key := holds.difference(s); key != "" {
-		return fmt.Errorf("%s is shared with source %s, which has another modbus.%s: make them equal", s.key(), holder, key)
-	}
-	return nil
-}
-
-// leave takes m off its connection, which closes with its last member. A read
-// for m that is under way ends without m.
-func (bs *Buses) leave(m *member) {
-	bs.mu.Lock()
-	defer bs.mu.Unlock()
-	m.left.Store(true)
-	m.bus.members = slices.DeleteFunc(m.bus.members, func(o *member) bool { return o == m })
-	m.bus.changed.Store(true)
-	m.bus.poke()
-}
 
 // member is one source on a bus, for one Run.
 type member struct {
@@ -133,86 +26,11 @@ type member struct {
 	down    chan error // one slot: the connection cannot be opened
 	bus     *bus
 	left    atomic.Bool // it is off the bus
-	tally   tally       // bus only
-}
 
-// tally is what was counted since it was settled: counting in the status costs
-// too much for every poll of a bus that is never idle. It is at most gatherTime
-// and one poll behind.
-type tally struct {
-	since           time.Time // begin of the first poll of it
-	polls, requests int
-	overruns        int
-	spent           time.Duration
-}
-
-func (m *member) settle() {
-	m.status.Add(MetricPolls, float64(m.tally.polls))
-	m.status.Add(MetricRequests, float64(m.tally.requests))
-	m.status.Add(MetricOverruns, float64(m.tally.overruns))
-	m.status.Add(MetricPollSeconds, m.tally.spent.Seconds())
-	m.tally = tally{}
-}
-
-// waiting is how many results of a group may wait to be emitted: one that the
-// source works on, and the next.
-const waiting = 2
-
-// pollGroup is a group of points on its schedule.
-type pollGroup struct {
-	group
-	next   time.Time    // bus only
-	queued atomic.Int32 // results that are not emitted yet, at most waiting
-	boxed  atomic.Bool  // one of them lies in the box
-	memory *memory
-	slots  [waiting][]block // of the results, in turn; a slot is free when its result is emitted; bus only
-	turn   int
-
-	// The plan, made anew when memory has changed; bus only.
-	plan    []run
-	planned int // version of memory that plan is made of, -1: none
-}
-
-// run is one request: the points that it reads, and where they lie.
-type run struct {
-	points []int
-	start  uint16
-	count  int
-	quiet  *quiet // nil: every reply is looked at
-}
-
-func newRun(points []Point, list []int) run {
-	start, count := span(points, list)
-	return run{list, start, count, nil}
-}
-
-// runs returns the requests of the group's next poll.
-func (g *pollGroup) runs(l limits, points []Point) []run {
-	if v := g.memory.current(); v != g.planned {
-		g.plan, g.planned = nil, v
-		for _, list := range l.runs(points, g.points, g.memory) {
-			r := newRun(points, list)
-			r.quiet = newQuiet(points, list)
-			g.plan = append(g.plan, r)
-		}
-	}
-	return g.plan
-}
-
-// result is one poll of a group.
-type result struct {
-	group  *pollGroup
-	blocks []block
-}
-
-// block is the answer to one request: data, or err, for its points.
-type block struct {
-	points []int
-	start  uint16
-	data   data
-	at     time.Time // midpoint of request and reply; of an error: when it was known
-	err    error
-	quiet  *quiet // of the request; nil: it is not of the plan, or must be looked at
+	// The bus's own.
+	tally   tally
+	units   []*unitTally
+	unitsAt time.Time // when they were settled
 }
 
 // bus is one connection and the goroutine that owns it: run sleeps until the
@@ -232,9 +50,11 @@ type bus struct {
 	conn       settings    // what link was opened with
 	link       link        // nil: closed
 	up         atomic.Bool // link is open; anybody may read it
-	used       bool        // link has carried a reply
+	replies    int         // that link has carried
+	brief      int         // connections in a row that the peer closed after one reply
 	quietUntil time.Time
 	lastEnd    time.Time // of the last request
+	now        time.Time // what clock says; zero: it has to look
 	units      map[uint8]*unit
 	schedule   schedule
 	unheard    []*member // whose boxes got something and who were not woken since
@@ -256,14 +76,14 @@ func (b *bus) run() {
 			}
 			continue
 		}
-		now := time.Now()
+		now := b.clock()
 		if wait := t.at.Sub(now); wait > 0 {
-			b.knockAll()
+			b.knockAll(wait)
 			b.sleep(wait)
 			continue
 		}
 		if t.group.boxed.Load() {
-			b.knockAll()
+			b.knockAll(0)
 		}
 		b.tick(t.member, t.group, now)
 		b.schedule.settle()
@@ -271,10 +91,11 @@ func (b *bus) run() {
 }
 
 // knockAll wakes the members whose results wait in their boxes, and settles their
-// tallies.
-func (b *bus) knockAll() {
+// tallies. The bus is idle for a while then, or not.
+func (b *bus) knockAll(idle time.Duration) {
 	for _, m := range b.unheard {
 		m.settle()
+		m.settleUnits(b.clock(), idle)
 		m.box.knock()
 	}
 	b.unheard = b.unheard[:0]
@@ -283,7 +104,11 @@ func (b *bus) knockAll() {
 // next returns the group with the earliest deadline; ok is false when there is
 // none. A new member's groups are due at once.
 func (b *bus) next() (t *due, ok bool) {
-	if b.changed.Swap(false) {
+	if b.changed.Load() && b.changed.Swap(false) {
+		for _, d := range b.schedule { // some may have left
+			d.member.settle()
+			d.member.settleUnits(b.clock(), unitTime)
+		}
 		b.buses.mu.Lock()
 		b.schedule = newSchedule(b.members)
 		b.buses.mu.Unlock()
@@ -294,11 +119,21 @@ func (b *bus) next() (t *due, ok bool) {
 	return &b.schedule[0], true
 }
 
+// clock is the time. A bus that is never idle looks at it once for many polls:
+// from one request to the next hardly any passes.
+func (b *bus) clock() time.Time {
+	if b.now.IsZero() {
+		b.now = time.Now()
+	}
+	return b.now
+}
+
 // sleep waits for d, or until the members change.
 func (b *bus) sleep(d time.Duration) {
 	if d <= 0 {
 		return
 	}
+	b.now = time.Time{}
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
@@ -326,6 +161,7 @@ func (b *bus) inUse() bool {
 func (b *bus) retire() bool {
 	b.hangUp()
 	time.Sleep(time.Until(b.quietUntil))
+	b.now = time.Time{}
 	b.buses.mu.Lock()
 	defer b.buses.mu.Unlock()
 	if len(b.members) > 0 {
@@ -365,6 +201,7 @@ func (b *bus) tick(m *member, g *pollGroup, now time.Time) {
 	m.tally.spent += took
 	if err != nil || now.Add(took).Sub(m.tally.since) >= gatherTime {
 		m.settle()
+		b.now = time.Time{}
 	}
 	if len(p.out) > 0 {
 		g.slots[g.turn], g.turn = p.out, (g.turn+1)%waiting
@@ -398,6 +235,10 @@ func (b *bus) fail(err error) {
 	b.buses.mu.Lock()
 	defer b.buses.mu.Unlock()
 	for _, m := range b.members {
+		for _, u := range m.units {
+			u.setUp(false)
+		}
+		m.settleUnits(b.clock(), unitTime)
 		m.down <- err
 	}
 	b.members = nil
@@ -417,13 +258,14 @@ func (b *bus) connect() error {
 	b.conn = b.settings
 	b.buses.mu.Unlock()
 	l, err := b.buses.dial(b.conn, b.log)
+	b.now = time.Time{}
 	if op := new(net.OpError); errors.As(err, &op) && op.Op == "dial" {
 		return sources.DialError(b.conn.key(), err)
 	}
 	if err != nil {
 		return openError(b.conn, err)
 	}
-	b.link, b.used = l, false
+	b.link, b.replies = l, 0
 	b.up.Store(true)
 	b.log.Debug("modbus connection opened")
 	b.pause(b.conn.pauseConnect)
@@ -439,6 +281,29 @@ func (b *bus) drop(err error) {
 	b.hangUp()
 	if b.rtu {
 		b.quietUntil = time.Now().Add(b.conn.timeout)
+	}
+}
+
+// briefly is how many connections in a row a peer must have closed after one
+// reply before each request gets a connection of its own.
+const briefly = 2
+
+// replied notes a reply. Some gateways, and those whose patience is shorter than
+// the poll interval, close after each: the next request would be lost, and on RTU
+// framing leave the unit in doubt.
+func (b *bus) replied() {
+	if b.replies++; b.replies > 1 {
+		b.brief = 0
+	}
+	if b.brief >= briefly {
+		b.hangUp()
+	}
+}
+
+// lost notes that the peer closed the connection.
+func (b *bus) lost() {
+	if b.replies == 1 && b.conn.stream() {
+		b.brief++
 	}
 }
 

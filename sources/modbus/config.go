@@ -36,7 +36,7 @@ type Config struct {
 // SerialConfig is the serial line of modbus+rtu.
 type SerialConfig struct {
 	BaudRate int    `yaml:"baud_rate"` // default 19200
-	DataBits int    `yaml:"data_bits"` // 5 to 8; default 8
+	DataBits int    `yaml:"data_bits"` // 8, which RTU frames need
 	Parity   string `yaml:"parity"`    // N, E or O; default N
 	StopBits int    `yaml:"stop_bits"` // 1 or 2; default 1
 }
@@ -152,8 +152,10 @@ func (c Config) Validate() []sources.FieldError {
 		errs = append(errs, sources.FieldError{Path: "registers", Msg: "is empty: name at least one register to read"})
 	}
 	total := 0
+	taken := claims{}
 	for i := range d.Registers {
 		points, more := d.expand(&d.Registers[i])
+		more = append(more, taken.claim(points, i)...)
 		errs = append(errs, sources.Prefix(fmt.Sprintf("registers[%d]", i), more)...)
 		if total += len(points); total > maxPoints {
 			return append(errs, sources.FieldError{Path: "registers",
@@ -161,6 +163,24 @@ func (c Config) Validate() []sources.FieldError {
 		}
 	}
 	return errs
+}
+
+// claims is which entry of registers reads a value, by address and name.
+type claims map[[2]string]int
+
+// claim enters the points of an entry. Two values that nothing tells apart would
+// be one point to everybody after the source.
+func (c claims) claim(points []Point, entry int) []sources.FieldError {
+	for i := range points {
+		p := &points[i]
+		key := [2]string{p.Address, p.Name}
+		if other, taken := c[key]; taken {
+			return []sources.FieldError{{Path: "address",
+				Msg: fmt.Sprintf("%s is read by registers[%d] already: remove one of them, or give them different names", p.Address, other)}}
+		}
+		c[key] = entry
+	}
+	return nil
 }
 
 func (c Config) validateSource() []sources.FieldError {
@@ -196,7 +216,9 @@ func (c Config) validateSource() []sources.FieldError {
 func (c SerialConfig) validate() []sources.FieldError {
 	var errs fieldErrors
 	errs.between("baud_rate", c.BaudRate, 50, 4_000_000)
-	errs.between("data_bits", c.DataBits, 5, 8)
+	if c.DataBits != 8 {
+		errs.add("data_bits", fmt.Sprintf("%d cannot carry RTU frames, which need 8 (Modbus ASCII, which uses 7, is not supported: set the device to RTU)", c.DataBits))
+	}
 	errs.between("stop_bits", c.StopBits, 1, 2)
 	oneOf(&errs, "parity", c.Parity, []string{"N", "E", "O"})
 	return errs

@@ -2,6 +2,7 @@ package modbus
 
 import (
 	"bytes"
+	"fmt"
 	"log/slog"
 	"strings"
 	"testing"
@@ -13,7 +14,7 @@ import (
 	"github.com/edgehost/edgehost/sources"
 )
 
-func read(t *testing.T, text string) Config {
+func read(t testing.TB, text string) Config {
 	t.Helper()
 	var c Config
 	if err := yaml.NewDecoder(bytes.NewReader([]byte(text)), yaml.DisallowUnknownField()).Decode(&c); err != nil {
@@ -105,6 +106,9 @@ func TestConfigErrors(t *testing.T) {
 		{reg + "deadband: -1", "deadband", "from 0 on"},
 		{reg + "heartbeat_seconds: -1", "heartbeat_seconds", "between"},
 		{reg + "unit_breaker: {failures: -1}", "unit_breaker.failures", "between"},
+		{"registers: [{address: 40001, count: 4, register_type: holding}, {address: 40003, register_type: holding, data_type: float32}]", "registers[1].address", "1:40003 is read by registers[0] already"},
+		{"registers: [{address: 40001, register_type: holding, name: a}, {address: 40001, register_type: holding, name: a, poll_interval_ms: 5}]", "registers[1].address", "different names"},
+		{reg + "serial: {data_bits: 7}", "serial.data_bits", "RTU frames"},
 		{reg + "serial: {parity: X}", "serial.parity", "N, E, O"},
 		{reg + "serial: {stop_bits: 3}", "serial.stop_bits", "between 1 and 2"},
 		{reg + "tls: {enabled: true, min_version: '1.0'}", "tls.min_version", "TLS version"},
@@ -126,7 +130,7 @@ func TestConfigErrors(t *testing.T) {
 		{"registers: [{address: 40001, register_type: holding, scale: 0}]", "registers[0].scale", "makes no number"},
 		{"registers: [{address: 40001, register_type: holding, scale_factor: 0}]", "registers[0].scale_factor", "every scaled_value 0"},
 		{"registers: [{address: 40001, register_type: holding, tags: {slave_id: x}}]", "registers[0].tags.slave_id", "set by the protocol"},
-		{"addressing: zero_based\nregisters: [" + strings.Repeat("{address: 0, count: 65000, register_type: input},", 4) + "]", "registers", "more than 200000 values"},
+		{"addressing: zero_based\nregisters: [" + everyTable("count: 65000") + "]", "registers", "more than 200000 values"},
 		{"max_registers_per_request: 2\nregisters: [{address: 40001, register_type: holding, data_type: float64}]", "registers[0].data_type", "max_registers_per_request (2)"},
 	} {
 		errs := read(t, c.text).Validate()
@@ -135,6 +139,30 @@ func TestConfigErrors(t *testing.T) {
 		}
 		if _, err := Plan(read(t, c.text)); err == nil {
 			t.Errorf("%s\n  was planned", c.text)
+		}
+	}
+}
+
+// everyTable is an entry of registers for each table.
+func everyTable(keys string) string {
+	var entries []string
+	for _, table := range registerTypes {
+		entries = append(entries, fmt.Sprintf("{address: 0, register_type: %s, %s}", table, keys))
+	}
+	return strings.Join(entries, ", ")
+}
+
+// TestOneRegisterReadInTwoWays is no contradiction when the two have names, or
+// addresses of their own.
+func TestOneRegisterReadInTwoWays(t *testing.T) {
+	for _, text := range []string{
+		"registers: [{address: 40001, register_type: holding, name: raw}, {address: 40001, register_type: holding, data_type: float32, name: level}]",
+		"registers: [{address: 40001, register_type: holding}, {address: 40001, register_type: holding, data_type: bit}, {address: 40001, register_type: holding, data_type: bit, bit: 3}]",
+		"registers: [{address: 40001, register_type: holding}, {address: 40001, register_type: holding, slave_id: 2}, {address: 30001, register_type: input}]",
+		"registers: [{address: 40001, count: 4, register_type: holding, data_type: uint32}, {address: 40002, register_type: holding}]",
+	} {
+		if errs := read(t, text).Validate(); len(errs) != 0 {
+			t.Errorf("%s: %v", text, errs)
 		}
 	}
 }
@@ -216,7 +244,7 @@ func TestLibraryIsSilent(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.close()
-	if _, err := l.read(1, Coil, 65535, 2); err == nil || !strings.Contains(out.String(), `msg="modbus library"`) {
+	if _, err := l.read(1, Coil, 65535, 2, nil); err == nil || !strings.Contains(out.String(), `msg="modbus library"`) {
 		t.Errorf("got error %v and log %q", err, out.String())
 	}
 }

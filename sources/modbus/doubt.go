@@ -114,7 +114,7 @@ func (p *poller) resync(u *unit, start uint16, count int) error {
 	if !ok {
 		return errOutOfStep
 	}
-	_, _, err := p.request(u, start, n)
+	_, _, err := p.request(u, start, n, nil)
 	var ex exception
 	switch {
 	case err == nil:

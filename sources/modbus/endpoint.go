@@ -46,6 +46,9 @@ func (s settings) key() string { return s.transport + "://" + s.address }
 // cannot be told from the one that is awaited.
 func (s settings) rtu() bool { return s.transport == "rtu" || s.transport == "rtuovertcp" }
 
+// stream reports whether the connection is one that the peer can close.
+func (s settings) stream() bool { return s.transport != "rtu" && s.transport != "udp" }
+
 // openError words why the connection could not be opened, and what to do.
 func openError(s settings, err error) error {
 	switch {

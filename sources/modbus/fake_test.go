@@ -70,13 +70,14 @@ func (l *fakeLine) close() {
 	l.open--
 }
 
-func (l *fakeLine) read(slave uint8, t RegisterType, start uint16, count int) (data, error) {
+func (l *fakeLine) read(slave uint8, t RegisterType, start uint16, count int, room data) (data, error) {
 	r := request{time.Now(), slave, t, start, count}
 	l.mu.Lock()
 	l.asked = append(l.asked, r)
 	answer := l.answer
 	l.mu.Unlock()
-	return answer(r)
+	d, err := answer(r)
+	return append(room[:0], d...), err
 }
 
 // set changes what the line does from now on; refuse nil lets it be opened.
@@ -113,9 +114,9 @@ func numbered(r request) data {
 	for i := range r.count {
 		at := int(r.start) + i
 		if r.table.bits() {
-			d.bits = append(d.bits, at%2 == 1)
+			d = append(d, byte(at%2))
 		} else {
-			d.words = append(d.words, byte(at>>8), byte(at))
+			d = append(d, byte(at>>8), byte(at))
 		}
 	}
 	return d

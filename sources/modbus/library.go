@@ -55,22 +55,40 @@ func (l client) close() {
 	_ = l.c.Close()
 }
 
-func (l client) read(slave uint8, t RegisterType, start uint16, count int) (d data, err error) {
+func (l client) read(slave uint8, t RegisterType, start uint16, count int, room data) (d data, err error) {
 	defer recovered(&err)
 	if err := l.c.SetUnitId(slave); err != nil {
-		return data{}, lostError{err}
+		return nil, lostError{err}
 	}
+	var bits []bool
 	switch t {
 	case Coil:
-		d.bits, err = l.c.ReadCoils(start, uint16(count))
+		bits, err = l.c.ReadCoils(start, uint16(count))
 	case Discrete:
-		d.bits, err = l.c.ReadDiscreteInputs(start, uint16(count))
+		bits, err = l.c.ReadDiscreteInputs(start, uint16(count))
 	case Holding:
-		d.words, err = l.c.ReadRawBytes(start, uint16(2*count), modbus.HOLDING_REGISTER)
+		d, err = l.c.ReadRawBytes(start, uint16(2*count), modbus.HOLDING_REGISTER)
 	case Input:
-		d.words, err = l.c.ReadRawBytes(start, uint16(2*count), modbus.INPUT_REGISTER)
+		d, err = l.c.ReadRawBytes(start, uint16(2*count), modbus.INPUT_REGISTER)
 	}
-	return d, classify(err)
+	if err != nil {
+		return nil, classify(err)
+	}
+	if !t.bits() {
+		return d, nil
+	}
+	d = room[:0]
+	for _, set := range bits {
+		d = append(d, bit(set))
+	}
+	return d, nil
+}
+
+func bit(set bool) byte {
+	if set {
+		return 1
+	}
+	return 0
 }
 
 // recovered makes an error of a panic in the library, which runs on the

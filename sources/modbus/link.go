@@ -19,17 +19,24 @@ func dial(s settings, log *slog.Logger) (link, error) {
 // link is one open connection to a device or gateway. It can read the four
 // tables and nothing else. One goroutine uses it.
 type link interface {
-	// read returns count registers (or bits) from start on. Its errors are an
+	// read returns count registers (or bits) from start on, which it may put into
+	// room: that is the caller's to give, and may be nil. Its errors are an
 	// exception, which leaves the connection usable, or a failure, after which it
 	// must be closed.
-	read(slave uint8, t RegisterType, start uint16, count int) (data, error)
+	read(slave uint8, t RegisterType, start uint16, count int, room data) (data, error)
 	close()
 }
 
-// data is what one read returned.
-type data struct {
-	words []byte // registers as they came, big-endian
-	bits  []bool
+// data is what one read returned: registers as they came, big-endian, or a byte
+// that is 0 or 1 for each bit.
+type data []byte
+
+// step is how many bytes of data one register (or bit) of the table takes.
+func (t RegisterType) step() int {
+	if t.bits() {
+		return 1
+	}
+	return 2
 }
 
 // exception is a device's or gateway's refusal of one request (Modbus
@@ -49,7 +56,7 @@ const (
 
 var exceptionWords = map[exception]string{
 	illegalFunction: "illegal function", illegalAddress: "illegal data address", illegalValue: "illegal data value",
-	4: "server device failure", acknowledge: "acknowledge", busy: "server device busy", 8: "memory parity error",
+	4: "server device failure", acknowledge: "acknowledge", busy: "server device busy", 7: "negative acknowledge", 8: "memory parity error",
 	gatewayPath: "gateway path unavailable", gatewaySilent: "gateway target device failed to respond",
 }
 
@@ -65,6 +72,7 @@ var (
 	errSilent    = errors.New("no reply within timeout_ms; check slave_id, wiring and the device")
 	errGarbled   = errors.New("reply was damaged or came from another unit; check baud rate, parity and that no second master is on the line")
 	errOdd       = errors.New("reply does not fit the request")
+	errTaken     = errors.New("device closes the connection instead of replying; another master may hold the only one that it gives")
 	errOtherUnit = errors.New("reply came from another unit; check slave_id, and that the gateway passes unit ids through")
 )
 

@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/edgehost/edgehost/sources"
@@ -84,36 +85,36 @@ func (l *mbap) close() {
 	_ = l.conn.Close()
 }
 
-func (l *mbap) read(slave uint8, t RegisterType, start uint16, count int) (data, error) {
+func (l *mbap) read(slave uint8, t RegisterType, start uint16, count int, room data) (data, error) {
 	if err := l.passOver(); err != nil {
-		return data{}, err
+		return nil, err
 	}
 	l.transaction++
 	request, err := newReadRequest(l.transaction, slave, t, start, count)
 	if err != nil {
-		return data{}, err
+		return nil, err
 	}
 	if err := l.conn.SetDeadline(time.Now().Add(l.timeout)); err != nil {
-		return data{}, lostError{err}
+		return nil, lostError{err}
 	}
 	if _, err := l.conn.Write(request[:]); err != nil {
-		return data{}, classifyStream(err)
+		return nil, classifyStream(err)
 	}
 	early := l.got > 0 // the first frame began before the request
 	for {
 		f, size, err := cutFrame(l.buf[:l.got])
 		switch {
 		case err != nil:
-			return data{}, err
+			return nil, err
 		case size == 0:
 			if err := l.receive(); err != nil {
-				return data{}, err
+				return nil, err
 			}
 		case early || f.protocol != 0 || f.transaction != l.transaction:
 			l.drop(size)
 			early = false
 		default:
-			d, err := f.answer(slave, t, count)
+			d, err := f.answer(slave, t, count, room)
 			l.drop(size)
 			return d, err
 		}
@@ -215,32 +216,32 @@ func cutFrame(b []byte) (f mbapFrame, size int, err error) {
 	return mbapFrame{binary.BigEndian.Uint16(b), binary.BigEndian.Uint16(b[2:]), b[mbapPrefix], b[mbapHeader:size]}, size, nil
 }
 
-// answer reads the reply to a request of count registers or bits of t.
-func (f mbapFrame) answer(slave uint8, t RegisterType, count int) (data, error) {
+// answer reads the reply to a request of count registers or bits of t into room.
+func (f mbapFrame) answer(slave uint8, t RegisterType, count int, room data) (data, error) {
 	function, refusal := t.function(), f.pdu[0]&0x80 != 0
 	switch {
 	case f.unit != slave && (!refusal || f.unit != gatewayUnit):
-		return data{}, errOtherUnit
+		return nil, errOtherUnit
 	case f.pdu[0] == function|0x80 && len(f.pdu) == 2:
-		return data{}, exception(f.pdu[1])
+		return nil, exception(f.pdu[1])
 	case f.pdu[0] != function || len(f.pdu) < 2 || int(f.pdu[1]) != len(f.pdu)-2:
-		return data{}, errOdd
+		return nil, errOdd
 	}
 	values := f.pdu[2:]
 	if !t.bits() {
 		if len(values) != 2*count {
-			return data{}, errOdd
+			return nil, errOdd
 		}
-		return data{words: append(make([]byte, 0, len(values)), values...)}, nil
+		return append(room[:0], values...), nil
 	}
 	if len(values) != (count+7)/8 {
-		return data{}, errOdd
+		return nil, errOdd
 	}
-	bits := make([]bool, count)
-	for i := range bits {
-		bits[i] = values[i/8]>>(i%8)&1 != 0
+	bits := slices.Grow(room[:0], count)
+	for i := range count {
+		bits = append(bits, values[i/8]>>(i%8)&1)
 	}
-	return data{bits: bits}, nil
+	return bits, nil
 }
 
 // classifyStream turns the errors of a connection into ours. With TLS 1.3 a

@@ -3,6 +3,7 @@ package modbus
 import (
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -14,10 +15,11 @@ const refusedRetry = time.Minute
 // refuses, by indexes of points. It outlives connections. A nil memory knows
 // nothing.
 type memory struct {
-	mu      sync.Mutex
-	version int             // grows with every change
-	cuts    map[int]bool    // a request must begin with this point: before it lies a hole, or a limit of the device
-	holes   map[int]refusal // points refused on their own
+	version atomic.Int64 // grows with every change
+
+	mu    sync.Mutex
+	cuts  map[int]bool    // a request must begin with this point: before it lies a hole, or a limit of the device
+	holes map[int]refusal // points refused on their own
 }
 
 type refusal struct {
@@ -50,14 +52,14 @@ func (m *memory) setCut(point int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.cuts[point] = true
-	m.version++
+	m.version.Add(1)
 }
 
 func (m *memory) refuse(point int, err error, now time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.holes[point] = refusal{err, now.Add(refusedRetry)}
-	m.version++
+	m.version.Add(1)
 }
 
 // acceptAll forgets the refusals of list: one address came back, so the others
@@ -68,14 +70,14 @@ func (m *memory) acceptAll(list []int) {
 	for _, i := range list {
 		delete(m.holes, i)
 	}
-	m.version++
+	m.version.Add(1)
 }
 
-// current is the number of the state that m is in.
-func (m *memory) current() int {
+// holed reports whether points are refused.
+func (m *memory) holed() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.version
+	return len(m.holes) > 0
 }
 
 // holesOf returns those of list that are refused, with the reasons, and the one
@@ -84,9 +86,6 @@ func (m *memory) holesOf(list []int, now time.Time) (refused []int, reasons []er
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	retry = -1
-	if len(m.holes) == 0 {
-		return nil, nil, retry
-	}
 	for _, i := range list {
 		h, ok := m.holes[i]
 		if !ok {

@@ -79,8 +79,8 @@ func TestPlanProperties(t *testing.T) {
 		gap := rapid.IntRange(0, 20).Draw(t, "gap")
 		most := rapid.IntRange(4, maxRegisters).Draw(t, "most")
 		c := Config{MaxGap: &gap, MaxRegistersPerRequest: most, Addressing: ZeroBased}
-		for range rapid.IntRange(1, 60).Draw(t, "registers") {
-			r := Register{Address: Address(fmt.Sprint(rapid.IntRange(0, 600).Draw(t, "address"))), RegisterType: rapid.SampledFrom(registerTypes).Draw(t, "table")}
+		for n := range rapid.IntRange(1, 60).Draw(t, "registers") {
+			r := Register{Name: fmt.Sprint(n), Address: Address(fmt.Sprint(rapid.IntRange(0, 600).Draw(t, "address"))), RegisterType: rapid.SampledFrom(registerTypes).Draw(t, "table")}
 			if slave := rapid.IntRange(0, 2).Draw(t, "slave"); slave > 0 {
 				r.SlaveID = &slave
 			}

@@ -52,13 +52,13 @@ var errLeft = errors.New("source left the connection")
 // poll reads every point of the group into p.out. Its error means that the
 // connection cannot be opened, or is errLeft.
 func (p *poller) poll() error {
-	refused, reasons, retry := p.group.memory.holesOf(p.group.points, p.begin)
-	for i := range refused {
-		p.out = append(p.out, block{points: refused[i : i+1], at: p.begin, err: reasons[i]})
-	}
 	runs := p.group.runs(p.member.limits, p.member.points)
+	retry := -1
+	if p.group.holed {
+		retry = p.refused()
+	}
 	for i := range runs {
-		p.fetch(runs[i])
+		p.fetch(&runs[i])
 	}
 	if retry >= 0 {
 		p.fetch(newRun(p.member.points, []int{retry}))
@@ -66,11 +66,21 @@ func (p *poller) poll() error {
 	return p.down
 }
 
+// refused gives the points that the device refuses, and returns the one that is
+// to be tried again, or -1.
+func (p *poller) refused() (retry int) {
+	refused, reasons, retry := p.group.memory.holesOf(p.group.points, p.begin)
+	for i := range refused {
+		p.out = append(p.out, block{points: refused[i : i+1], at: p.begin, err: reasons[i]})
+	}
+	return retry
+}
+
 // fetch makes one request. When the device refuses it, its points are cut in
 // two, until the refused points are found (then hole is true, and later polls go
 // around them) or both halves are accepted (then the hole, or a limit of the
 // device, lies between them, and later polls cut there).
-func (p *poller) fetch(r run) (hole bool) {
+func (p *poller) fetch(r *run) (hole bool) {
 	if p.down == nil && p.member.left.Load() {
 		p.down = errLeft
 	}
@@ -78,13 +88,14 @@ func (p *poller) fetch(r run) (hole bool) {
 		return false
 	}
 	list := r.points
-	d, at, err := p.read(r.start, r.count)
+	d, at, err := p.read(r)
 	memory := p.group.memory
 	switch {
 	case err == nil:
 		if len(list) == 1 && memory.refused(list[0]) {
 			memory.acceptAll(p.group.points)
 		}
+		r.rooms.keep(d)
 		p.out = append(p.out, block{points: list, start: r.start, data: d, at: at, quiet: r.quiet})
 	case p.down != nil:
 	case !p.refusal(err):
@@ -129,28 +140,27 @@ func (p *poller) refusal(err error) bool {
 }
 
 // read makes one request, with the configured retries.
-func (p *poller) read(start uint16, count int) (data, time.Time, error) {
-	b, u := p.bus, p.bus.unit(p.group.slave)
-	t := tries{left: 1 + p.member.retries, free: 1}
+func (p *poller) read(r *run) (data, time.Time, error) {
+	b, u := p.bus, p.unit()
+	t := tries{left: 1 + p.member.retries, free: briefly}
 	switch u.state() {
 	case unitDown:
-		return data{}, time.Time{}, fmt.Errorf("unit %d is left alone for a while: %w", p.group.slave, u.err)
+		return nil, time.Time{}, fmt.Errorf("unit %d is left alone for a while: %w", p.group.slave, u.err)
 	case unitProbe:
 		t.left = 1
 	}
 	for {
 		if err := b.connect(); err != nil {
 			p.down = err
-			return data{}, time.Time{}, err
+			return nil, time.Time{}, err
 		}
-		reused := b.used
-		d, at, err := p.exchange(u, start, count)
+		d, at, err := p.exchange(u, r)
 		if err == nil {
 			p.unitAnswered(u)
 			return d, at, nil
 		}
-		if !p.again(&t, u, err, reused) {
-			return data{}, at, err
+		if p.down != nil || !p.again(&t, u, err) {
+			return nil, at, err
 		}
 	}
 }
@@ -162,9 +172,8 @@ type tries struct {
 	odd  int // replies that did not fit
 }
 
-// again judges a failed try and reports whether there is another. reused says
-// that the connection had carried a reply before.
-func (p *poller) again(t *tries, u *unit, err error, reused bool) bool {
+// again judges a failed try and reports whether there is another.
+func (p *poller) again(t *tries, u *unit, err error) bool {
 	var ex exception
 	var lost lostError
 	switch {
@@ -177,10 +186,10 @@ func (p *poller) again(t *tries, u *unit, err error, reused bool) bool {
 		} else {
 			p.unitAnswered(u)
 		}
-		if ex != busy && ex != acknowledge {
+		if ex != busy && ex != acknowledge && ex != gatewaySilent {
 			return false
 		}
-	case errors.As(err, &lost) && reused && t.free > 0:
+	case errors.As(err, &lost) && p.bus.replies > 0 && t.free > 0:
 		// The peer may close what was idle, or have restarted: no fault of the unit.
 		t.free--
 		return true
@@ -195,41 +204,59 @@ func (p *poller) again(t *tries, u *unit, err error, reused bool) bool {
 }
 
 // exchange makes sure that the unit is in step, and sends one read.
-func (p *poller) exchange(u *unit, start uint16, count int) (data, time.Time, error) {
+func (p *poller) exchange(u *unit, r *run) (data, time.Time, error) {
 	if len(u.doubt) > 0 {
 		u.doubt.expire(time.Now())
 	}
 	if len(u.doubt) > 0 {
-		if err := p.resync(u, start, count); err != nil {
-			return data{}, time.Now(), err
+		if err := p.resync(u, r.start, r.count); err != nil {
+			return nil, time.Now(), err
+		}
+		if err := p.bus.connect(); err != nil { // open, unless the peer takes one request a connection
+			p.down = err
+			return nil, time.Now(), err
 		}
 	}
-	return p.request(u, start, count)
+	return p.request(u, r.start, r.count, r.rooms.next())
 }
 
 // request sends one read on the open connection and closes it when it failed.
-func (p *poller) request(u *unit, start uint16, count int) (data, time.Time, error) {
+func (p *poller) request(u *unit, start uint16, count int, room data) (data, time.Time, error) {
 	b := p.bus
 	if b.conn.pauseBetween > 0 {
 		b.pause(b.conn.pauseBetween - time.Since(b.lastEnd))
 	}
-	begin := time.Now()
-	d, err := b.link.read(p.group.slave, p.group.table, start, count)
-	end := time.Now()
-	b.lastEnd, b.used = end, true
+	begin := b.clock()
+	d, err := b.link.read(p.group.slave, p.group.table, start, count, room)
+	took := time.Since(begin)
+	b.now = begin.Add(took)
+	b.lastEnd = b.now
 	p.requests++
+	p.group.tally.request(took, err)
 	if err != nil {
-		p.requestFailed(u, start, count, err)
+		err = p.requestFailed(u, start, count, err)
+	} else {
+		b.replied()
 	}
-	return d, begin.Add(end.Sub(begin) / 2), err
+	return d, begin.Add(took / 2), err
 }
 
-func (p *poller) requestFailed(u *unit, start uint16, count int, err error) {
+// requestFailed closes the connection unless err is an exception, and returns
+// err, or what says more.
+func (p *poller) requestFailed(u *unit, start uint16, count int, err error) error {
 	status := p.member.status
 	var ex exception
 	if errors.As(err, &ex) {
 		status.Add(MetricExceptions, 1)
-		return
+		p.bus.replied()
+		return err
+	}
+	var lost lostError
+	if errors.As(err, &lost) {
+		p.bus.lost()
+		if p.bus.replies == 0 && p.bus.conn.stream() {
+			err = fmt.Errorf("%w: %w", errTaken, err)
+		}
 	}
 	if errors.Is(err, errSilent) {
 		status.Add(MetricTimeouts, 1)
@@ -239,4 +266,5 @@ func (p *poller) requestFailed(u *unit, start uint16, count int, err error) {
 		u.doubt.add(p.group.table, start, count)
 	}
 	p.bus.drop(err)
+	return err
 }

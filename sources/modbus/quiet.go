@@ -1,10 +1,9 @@
 package modbus
 
 import (
-	"bytes"
 	"encoding/binary"
+	"iter"
 	"math/bits"
-	"slices"
 
 	"github.com/edgehost/edgehost/abi"
 )
@@ -14,29 +13,35 @@ import (
 // made no record then makes none now, and one that did has been reported. It
 // belongs to the source's goroutine; the bus only hands it through.
 type quiet struct {
-	where []extent // of the request's points: close together, and so cheap to walk
+	where []extent // of the request's points, in the order of from
+	first []uint16 // by register (or bit): the first point of where that ends behind its begin
+	step  int      // bytes of a register (or bit)
 	last  data
 	epoch int // of the source when last was taken; -1: nothing to compare with
 }
 
-// extent is where a point lies in a reply, in bytes or in bits.
+// extent is where a point lies in a reply, in bytes.
 type extent struct{ from, to uint16 }
 
 // newQuiet returns nil when a reply that is like the last can still make
 // records: a point is reported always, or anew after a time.
 func newQuiet(points []Point, list []int) *quiet {
-	start, _ := span(points, list)
-	q := &quiet{where: make([]extent, len(list)), epoch: -1}
+	start, count := span(points, list)
+	q := &quiet{where: make([]extent, len(list)), first: make([]uint16, count), step: points[list[0]].Type.step(), epoch: -1}
 	for n, i := range list {
 		p := &points[i]
 		if p.Report != OnChange || p.Heartbeat != 0 {
 			return nil
 		}
-		e := extent{p.Offset - start, p.Offset - start + uint16(p.Width)}
-		if !p.Type.bits() {
-			e = extent{2 * e.from, 2 * e.to}
+		from := q.step * int(p.Offset-start)
+		q.where[n] = extent{uint16(from), uint16(from + q.step*p.Width)}
+	}
+	n := 0
+	for at := range q.first {
+		for int(q.where[n].to) <= q.step*at {
+			n++
 		}
-		q.where[n] = e
+		q.first[at] = uint16(n)
 	}
 	return q
 }
@@ -47,11 +52,11 @@ func newQuiet(points []Point, list []int) *quiet {
 func (s *Source) before(b block) (last data, ok bool) {
 	q := b.quiet
 	if q == nil {
-		return data{}, false
+		return nil, false
 	}
 	if b.err != nil {
 		q.epoch = -1
-		return data{}, false
+		return nil, false
 	}
 	last, ok = q.last, q.epoch == s.epoch
 	q.last, q.epoch = b.data, s.epoch
@@ -61,39 +66,32 @@ func (s *Source) before(b block) (last data, ok bool) {
 // block appends the records that b makes.
 func (s *Source) block(recs []abi.Record, b block) []abi.Record {
 	last, ok := s.before(b)
-	if ok && bytes.Equal(last.words, b.data.words) && slices.Equal(last.bits, b.data.bits) {
-		return recs
-	}
 	if !ok {
 		for _, i := range b.points {
 			recs = s.point(recs, i, b)
 		}
 		return recs
 	}
-	c := comparison{a: last, b: b.data}
-	for n, i := range b.points {
-		if c.differs(b.quiet.where[n]) {
-			recs = s.point(recs, i, b)
-		}
+	for n := range b.quiet.changed(last, b.data) {
+		recs = s.point(recs, b.points[n], b)
 	}
 	return recs
 }
 
-// comparison finds the extents in which two replies to one request differ. It is
-// asked in the order of from.
-type comparison struct {
-	a, b data
-	same int // bytes are equal from an earlier extent's begin up to here
-}
-
-func (c *comparison) differs(e extent) bool {
-	if len(c.a.bits) > 0 {
-		return c.a.bits[e.from] != c.b.bits[e.from]
+// changed yields the points, as indexes of where, in which two replies differ.
+func (q *quiet) changed(last, now data) iter.Seq[int] {
+	return func(yield func(int) bool) {
+		n := 0 // the points before it are done
+		for at := equalBytes(last, now); at < len(now); at += equalBytes(last[at:], now[at:]) {
+			n = max(n, int(q.first[at/q.step]))
+			for ; n < len(q.where) && int(q.where[n].from) <= at; n++ {
+				if int(q.where[n].to) > at && !yield(n) {
+					return
+				}
+			}
+			at++
+		}
 	}
-	if int(e.from) >= c.same {
-		c.same = int(e.from) + equalBytes(c.a.words[e.from:], c.b.words[e.from:])
-	}
-	return int(e.to) > c.same
 }
 
 // equalBytes returns how many bytes at the begin of a and b, which are of one

@@ -1,33 +1,48 @@
 package modbus
 
 import (
+	"cmp"
 	"math/rand/v2"
+	"slices"
 	"testing"
 )
 
-// TestComparisonFindsEveryChange changes bytes of a reply at random and asks for
-// extents of all widths, overlapping ones among them.
+// TestComparisonFindsEveryChange changes bytes of replies at random, to requests
+// whose points are of all widths, overlap, and leave holes.
 func TestComparisonFindsEveryChange(t *testing.T) {
 	r := rand.New(rand.NewPCG(3, 4))
-	for range 20_000 {
-		a := make([]byte, 2*(1+r.IntN(125)))
-		b := append([]byte(nil), a...)
+	for n := range 20_000 {
+		table := registerTypes[n%len(registerTypes)]
+		points, list := scatter(r, table)
+		_, count := span(points, list)
+		last := make(data, count*table.step())
+		now := slices.Clone(last)
 		for range r.IntN(4) {
-			b[r.IntN(len(b))] ^= 1 << r.IntN(8)
+			now[r.IntN(len(now))] ^= 1
 		}
-		c := comparison{a: data{words: a}, b: data{words: b}}
-		for from := 0; from < len(a); from += 2 * r.IntN(3) {
-			to := min(from+2*(1+r.IntN(6)), len(a))
-			want := string(a[from:to]) != string(b[from:to])
-			if got := c.differs(extent{uint16(from), uint16(to)}); got != want {
-				t.Fatalf("% x and % x, bytes %d to %d: differs %v, want %v", a, b, from, to, got, want)
+		var want []int
+		for n, i := range list {
+			from := int(points[i].Offset-points[list[0]].Offset) * table.step()
+			to := from + points[i].Width*table.step()
+			if !slices.Equal(last[from:to], now[from:to]) {
+				want = append(want, n)
 			}
 		}
-	}
-	c := comparison{a: data{bits: []bool{false, true, false}}, b: data{bits: []bool{false, true, true}}}
-	for i, want := range []bool{false, false, true} {
-		if got := c.differs(extent{uint16(i), uint16(i + 1)}); got != want {
-			t.Errorf("bit %d: differs %v, want %v", i, got, want)
+		if got := slices.Collect(newQuiet(points, list).changed(last, now)); !slices.Equal(got, want) {
+			t.Fatalf("% x and % x, points %+v: got %v, want %v", last, now, points, got, want)
 		}
 	}
+}
+
+// scatter makes points of one request, in the order of offsets.
+func scatter(r *rand.Rand, table RegisterType) (points []Point, list []int) {
+	for i := range 1 + r.IntN(20) {
+		p := Point{Type: table, Offset: uint16(1000 + r.IntN(40)), Width: 1, Report: OnChange}
+		if !table.bits() {
+			p.Width = 1 + r.IntN(6)
+		}
+		points, list = append(points, p), append(list, i)
+	}
+	slices.SortStableFunc(points, func(a, b Point) int { return cmp.Compare(a.Offset, b.Offset) })
+	return points, list
 }

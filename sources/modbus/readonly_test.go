@@ -6,6 +6,8 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -70,6 +72,43 @@ func TestNothingCanWriteToADevice(t *testing.T) {
 		if !slices.Equal(c.got, c.want) {
 			t.Errorf("%s: %q, want %q", c.what, c.got, c.want)
 		}
+	}
+}
+
+// TestNothingElseMakesAClient holds the rest of the program to it: the library's
+// client, which can write, is made in library.go alone. The demo has its server.
+func TestNothingElseMakesAClient(t *testing.T) {
+	root := filepath.Join("..", "..")
+	found := map[string]bool{}
+	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if name := d.Name(); d.IsDir() {
+			if path != root && (strings.HasPrefix(name, ".") || name == "bench" || name == "node_modules" || name == "testdata") {
+				return fs.SkipDir
+			}
+			return nil
+		} else if !strings.HasSuffix(name, ".go") || strings.HasSuffix(name, "_test.go") {
+			return nil
+		}
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		if !strings.Contains(string(text), `"github.com/simonvetter/modbus"`) {
+			return nil
+		}
+		relative, err := filepath.Rel(root, path)
+		found[filepath.ToSlash(relative)] = strings.Contains(string(text), "modbus.NewClient")
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]bool{"sources/modbus/library.go": true, "demo_devices.go": false}
+	if !maps.Equal(found, want) {
+		t.Errorf("files that import the library, and whether they make a client: %v, want %v", found, want)
 	}
 }
 

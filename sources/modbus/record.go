@@ -113,7 +113,11 @@ func (s *Source) relearn() {
 // records appends the records that r makes.
 func (s *Source) records(recs []abi.Record, r result) []abi.Record {
 	for _, b := range r.blocks {
-		s.bytes += len(b.data.words) + (len(b.data.bits)+7)/8
+		if r.group.table.bits() {
+			s.bytes += (len(b.data) + 7) / 8
+		} else {
+			s.bytes += len(b.data)
+		}
 		recs = s.block(recs, b)
 	}
 	return recs
@@ -126,9 +130,9 @@ func (s *Source) point(recs []abi.Record, i int, b block) []abi.Record {
 	p := &s.points[i]
 	from := int(p.Offset - b.start)
 	if p.Type.bits() {
-		return s.good(recs, i, b.at, abi.Bool(b.data.bits[from]))
+		return s.good(recs, i, b.at, abi.Bool(b.data[from] != 0))
 	}
-	raw, err := p.decode(b.data.words[2*from : 2*(from+p.Width)])
+	raw, err := p.decode(b.data[2*from : 2*(from+p.Width)])
 	if err != nil {
 		return s.fail(recs, i, b.at, qualityOf(err))
 	}
@@ -146,7 +150,7 @@ func (s *Source) good(recs []abi.Record, i int, at time.Time, raw abi.Value) []a
 		(p.Heartbeat == 0 || at.Sub(st.at) < p.Heartbeat) {
 		return recs
 	}
-	st.known, st.bad, st.value, st.at = true, false, value, at
+	st.bad, st.value, st.at = false, value, at
 	attrs := s.newAttrs(i, 2)
 	if number, ok := raw.Number(); ok {
 		attrs = append(attrs, abi.Attr{Key: abi.AttrRawValue, Value: abi.Float(number)})

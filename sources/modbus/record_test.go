@@ -19,7 +19,7 @@ func register(v *atomic.Int64) func(request) (data, error) {
 	return func(r request) (data, error) {
 		var d data
 		for range r.count {
-			d.words = append(d.words, byte(v.Load()>>8), byte(v.Load()))
+			d = append(d, byte(v.Load()>>8), byte(v.Load()))
 		}
 		return d, nil
 	}
@@ -170,8 +170,8 @@ func TestRepliesThatAreAlike(t *testing.T) {
 		b.mu.Unlock()
 		line.set(func(r request) (data, error) {
 			d := numbered(r)
-			if len(d.words) > 0 {
-				d.words[1]++
+			if len(d) > 0 {
+				d[1]++
 			}
 			return d, nil
 		}, nil)

@@ -21,9 +21,11 @@ type slave struct {
 	rtu    bool
 	script func(n int, r wireRequest, s *slave)
 	ln     net.Listener
+	taken  atomic.Bool // another master has the only connection
 
 	turn sync.Mutex // held while script runs
 	n    int        // requests so far; under turn
+	once bool       // a connection carries one request; under turn
 
 	mu   sync.Mutex
 	conn net.Conn
@@ -66,6 +68,10 @@ func (s *slave) accept() {
 		if err != nil {
 			return
 		}
+		if s.taken.Load() {
+			c.Close()
+			continue
+		}
 		s.mu.Lock()
 		if s.conn != nil {
 			s.conn.Close()
@@ -107,7 +113,11 @@ func (s *slave) serve(c net.Conn) {
 		s.turn.Lock()
 		s.script(s.n, r, s)
 		s.n++
+		once := s.once
 		s.turn.Unlock()
+		if once {
+			return
+		}
 	}
 }
 

@@ -53,7 +53,7 @@ type Source struct {
 	forget  atomic.Bool  // a batch was not stored: report everything anew
 	epoch   int          // grows when a reply like the last one can make records again
 	spare   []abi.Attr   // room for the attributes of the next records
-	last    int          // records of the last batch
+	expect  int          // records of the next batch, going by the last ones
 	bytes   int          // of replies that are not counted yet
 	results []result     // room for the next results
 	ingest  int64        // IngestTime of the records that are being made
@@ -94,6 +94,11 @@ func New(name, endpoint string, tags map[string]string, cfg Config, deps Deps) (
 	}
 	for range s.groups {
 		s.memories = append(s.memories, newMemory())
+	}
+	for _, g := range s.groups {
+		for _, metric := range UnitMetrics {
+			deps.Status.Declare([]string{ofUnit(metric, g.slave)}, nil)
+		}
 	}
 	for i := range points {
 		s.attrs = append(s.attrs, fixedAttrs(&points[i], tags))
@@ -203,7 +208,7 @@ func (s *Source) member() *member {
 	m := &member{source: s.name, status: s.deps.Status, points: s.points, limits: c.limits(), retries: *c.Retries,
 		breaker: c.UnitBreaker, box: newBox(), down: make(chan error, 1)}
 	for i, g := range s.groups {
-		m.groups = append(m.groups, &pollGroup{group: g, memory: s.memories[i], planned: -1})
+		m.groups = append(m.groups, &pollGroup{group: g, memory: s.memories[i], tally: m.unit(g.slave), planned: -1})
 	}
 	return m
 }
@@ -220,13 +225,13 @@ func (s *Source) deliver(ctx context.Context, emit sources.Emit, m *member) erro
 		if i == from {
 			s.relearn()
 			s.ingest = sources.Micros(time.Now())
-			recs = make([]abi.Record, 0, s.last)
+			recs = make([]abi.Record, 0, s.expect)
 		}
 		recs = s.records(recs, list[i])
 		if len(recs) < sources.BatchRecords && i+1 < len(list) {
 			continue
 		}
-		s.last = len(recs)
+		s.expect = max(len(recs), s.expect-s.expect/8)
 		s.count(recs)
 		s.report()
 		if err := s.send(ctx, emit, recs); err != nil {
