@@ -33,8 +33,7 @@ func deadLetterReproCommand() *cli.Command {
 		Flags: hostFlags(
 			&cli.StringSliceFlag{Name: "module", Usage: "run the module in this `FILE`; more than once: a chain, in order"},
 			&cli.StringFlag{Name: "out", Usage: "write the record and the entry into this `FOLDER`"},
-			&cli.StringSliceFlag{Name: "set", Usage: "what the last module reads as its configuration, `KEY=VALUE`"},
-			&cli.StringSliceFlag{Name: "output", Usage: "offer an output of this `NAME`"}),
+			setFlag(), outputFlag()),
 		Action: withHost(deadLetterRepro),
 	}
 }
@@ -46,8 +45,8 @@ func deadLetterRepro(c *cli.Context, host *control.Client) error {
 	if c.IsSet("module") && c.IsSet("out") {
 		return usagef("--module and --out exclude each other")
 	}
-	set, err := setupOf(c, "set")
-	if err != nil {
+	set := trialSetup{Config: map[string]string{}}
+	if err := set.add(c); err != nil {
 		return err
 	}
 	d, err := host.DeadLetter(c.Context, c.Args().First())
@@ -85,10 +84,11 @@ func deadLetterRepro(c *cli.Context, host *control.Client) error {
 // stagesOf says how the modules of --module, or at least the one that failed, are
 // set up.
 func stagesOf(c *cli.Context, d *control.DeadLetter, set trialSetup) ([]trialSetup, error) {
-	n := max(1, len(c.StringSlice("module")))
+	files := c.StringSlice("module")
+	n := max(1, len(files))
 	stages := make([]trialSetup, n)
-	for i := range stages {
-		stages[i].Outputs = set.Outputs
+	for i := range n - 1 {
+		stages[i] = trialSetup{Name: moduleName(files[i]), Outputs: set.Outputs}
 	}
 	stages[n-1] = set
 	stages[n-1].Name = d.Module
@@ -113,10 +113,8 @@ func stagesOf(c *cli.Context, d *control.DeadLetter, set trialSetup) ([]trialSet
 		return nil, usagef("--module is given %d times, but module %s is number %d of pipeline %s", n, d.Module, last+1, d.Pipeline)
 	}
 	for i := range stages {
-		m := mods[last+1-n+i]
-		stages[i] = trialSetup{Name: m.Name, Config: map[string]string{}, Limits: m.Limits.sandbox(), Outputs: slices.Clone(set.Outputs)}
-		maps.Copy(stages[i].Config, m.Config)
-		for name := range plans[at].Outputs {
+		stages[i] = setupFor(plans[at], mods[last+1-n+i])
+		for _, name := range set.Outputs {
 			if !slices.Contains(stages[i].Outputs, name) {
 				stages[i].Outputs = append(stages[i].Outputs, name)
 			}
@@ -167,16 +165,15 @@ func reproduce(c *cli.Context, d *control.DeadLetter, stages []trialSetup) (repr
 	}
 	in := []abi.Record{rec}
 	for i, file := range c.StringSlice("module") {
-		t, err := openFile(c, file, stages[i])
+		var ended bool
+		err := withTrial(c, file, stages[i], func(t *trial) error {
+			in, ended = r.stage(c.Context, t, in, d.Time.UnixMicro())
+			return nil
+		})
 		if err != nil {
 			return r, err
 		}
-		out, ended := r.stage(c.Context, t, in, d.Time.UnixMicro())
-		if err := t.close(c.Context); err != nil {
-			return r, err
-		}
-		r.Module = t.env.Name
-		if in = out; ended || len(in) == 0 {
+		if r.Module = stages[i].Name; ended || len(in) == 0 {
 			break
 		}
 	}
@@ -270,7 +267,7 @@ func writeRepro(c *cli.Context, d *control.DeadLetter, stages []trialSetup) erro
 	command := []string{"edgehost", "module", "test", "FILE", "--input", filepath.Join(dir, "in.ndjson")}
 	s := stages[len(stages)-1]
 	for _, key := range slices.Sorted(maps.Keys(s.Config)) {
-		command = append(command, "--config", "'"+strings.ReplaceAll(key+"="+s.Config[key], "'", `'\''`)+"'")
+		command = append(command, "--set", "'"+strings.ReplaceAll(key+"="+s.Config[key], "'", `'\''`)+"'")
 	}
 	for _, name := range s.Outputs {
 		command = append(command, "--output", name)

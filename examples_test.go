@@ -13,7 +13,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -56,16 +55,11 @@ func exampleConfig(t *testing.T, dir string) *config {
 	return cfg
 }
 
-// exampleSetup is what the configuration of an example gives its module, and how
-// often it ticks.
-func exampleSetup(t *testing.T, dir string) (trialSetup, time.Duration) {
+// exampleSetup is what the configuration of an example gives its module.
+func exampleSetup(t *testing.T, dir string) trialSetup {
 	t.Helper()
 	p := exampleConfig(t, dir).plan()[0]
-	setup := trialSetup{Name: p.Modules[0].Name, Config: p.Modules[0].Config}
-	for name := range p.Outputs {
-		setup.Outputs = append(setup.Outputs, name)
-	}
-	return setup, time.Duration(p.Modules[0].TickSeconds * float64(time.Second))
+	return setupFor(p, p.Modules[0])
 }
 
 // exampleCase is a wrong configuration of an example.
@@ -99,7 +93,7 @@ func TestExamples(t *testing.T) {
 			if err != nil || !strings.HasPrefix(string(readme), "# "+name+"\n") {
 				t.Errorf("README.md: %v", err)
 			}
-			setup, tick := exampleSetup(t, dir)
+			setup := exampleSetup(t, dir)
 			wasm := buildGo(t, ".", "./examples/"+name)
 			l := startLive(t, liveConfig(t, name))
 			l.push(setup.Name, wasm)
@@ -107,12 +101,12 @@ func TestExamples(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := m.run(t.Context(), in, trialPlan{Batch: batchRecords, Tick: tick}); err != nil {
+			if err := m.run(t.Context(), trialPlan{Batch: batchRecords, Tick: setup.Tick}, in); err != nil {
 				t.Fatal(err)
 			}
 			checkTrial(t, m, want)
 			resetTrial(t, m)
-			if err := m.run(t.Context(), in, trialPlan{Batch: 1, Tick: tick, Restart: true}); err != nil {
+			if err := m.run(t.Context(), trialPlan{Batch: 1, Tick: setup.Tick, Restart: true}, in); err != nil {
 				t.Fatal(err)
 			}
 			if diff := cmp.Diff(slices.Sorted(slices.Values(linesOf(want))), slices.Sorted(slices.Values(linesOf(m.Outcomes)))); diff != "" {
@@ -140,7 +134,7 @@ func TestExamples(t *testing.T) {
 // checkQuiet holds a batch in the middle of a minute to changing the state only.
 func checkQuiet(t *testing.T, m *trial, in []abi.Record) {
 	t.Helper()
-	if err := m.run(t.Context(), in[:3], trialPlan{Batch: batchRecords}); err != nil {
+	if err := m.run(t.Context(), trialPlan{Batch: batchRecords}, in[:3]); err != nil {
 		t.Fatal(err)
 	}
 	if len(m.Outcomes) != 0 || m.Filtered != 3 || len(m.state.values) == 0 {
@@ -150,7 +144,7 @@ func checkQuiet(t *testing.T, m *trial, in []abi.Record) {
 
 func resetTrial(t *testing.T, m *trial) {
 	t.Helper()
-	m.state.values, m.trialResult = map[string]trialValue{}, trialResult{Metrics: map[string]float64{}}
+	m.state.values, m.trialResult = map[string]map[string]trialValue{}, trialResult{Metrics: map[string]float64{}}
 	if err := m.restart(t.Context()); err != nil {
 		t.Fatal(err)
 	}
