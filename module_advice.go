@@ -148,8 +148,10 @@ const coreModule = "\x00asm\x01\x00\x00\x00"
 
 // misspelt names an export that was probably meant to be one of the contract's.
 func (l looks) misspelt() string {
-	for _, name := range []string{abi.ExportMarker, abi.ExportAlloc, abi.ExportProcess} {
-		if near := nearest(name, l.exports); near != "" && !l.exporting(name) && !strings.HasPrefix(near, "edgehost_abi") {
+	contract := []string{abi.ExportMarker, abi.ExportAlloc, abi.ExportProcess, abi.ExportInit, abi.ExportTick, abi.ExportStop}
+	others := slices.DeleteFunc(slices.Clone(l.exports), func(name string) bool { return slices.Contains(contract, name) })
+	for _, name := range contract[:3] { // those that must be there
+		if near := nearest(name, others); near != "" && !l.exporting(name) {
 			return fmt.Sprintf(". It exports %s: should that be %s?", near, name)
 		}
 	}
