@@ -69,17 +69,17 @@ type exampleCase struct{ key, value, refusal string }
 // by record with a restart before each: what must last is in the state. In a live
 // host it does the same.
 func TestExamples(t *testing.T) {
-	for name, e := range map[string]exampleCase{
-		"alarms":       {key: "above", value: "x=1", refusal: "output alarms is not configured"},
-		"convert":      {key: "units", value: "°C", refusal: "is not like °C=°F*1.8+32"},
-		"deadband":     {key: "band", value: "wide", refusal: "config key band: wide is no number"},
-		"minutes":      {},
-		"payload":      {},
-		"redact":       {key: "hash", value: "badge", refusal: "at least 16 characters"},
-		"route":        {key: "every", value: "10", refusal: "output second is not configured"},
-		"scale":        {key: "factor", value: "twice", refusal: "config key factor: twice is no number"},
-		"swingingdoor": {key: "deviation", value: "-", refusal: "is no number"},
-		"threshold":    {key: "above", value: "high", refusal: "config key above: high is no number"},
+	for name, cases := range map[string][]exampleCase{
+		"alarms":       {{"above", "x=1", "output alarms is not configured"}, {"above", "x=high", "config key above: x=high is not like */temperature=80"}},
+		"convert":      {{"units", "°C", "is not like °C=°F*1.8+32"}, {"match", "(", "config key match: error parsing regexp"}},
+		"deadband":     {{"band", "wide", "config key band: wide is no number"}, {"band", "-1", "config key band: -1 is below 0"}, {"silence_seconds", "NaN", "NaN is no number"}},
+		"minutes":      nil, // no key, and any key is one of a payload
+		"payload":      nil,
+		"redact":       {{"hash", "badge", "at least 16 characters"}, {"drop", "[", "config key drop: [ is no pattern"}},
+		"route":        {{"every", "10", "output second is not configured"}, {"every", "ten", "config key every: ten is no number"}},
+		"scale":        {{"factor", "twice", "config key factor: twice is no number"}, {"offset", "Inf", "config key offset: Inf is no number"}},
+		"swingingdoor": {{"deviation", "-", "is no number"}, {"deviation", "-0.5", "config key deviation: -0.5 is below 0"}, {"longest_seconds", "-1", "below 0"}},
+		"threshold":    {{"above", "high", "config key above: high is no number"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -112,8 +112,8 @@ func TestExamples(t *testing.T) {
 			if diff := cmp.Diff(slices.Sorted(slices.Values(linesOf(want))), slices.Sorted(slices.Values(linesOf(m.Outcomes)))); diff != "" {
 				t.Errorf("with restarts (-want +got):\n%s", diff)
 			}
-			if e.refusal != "" {
-				checkRefusal(t, m, e)
+			for _, c := range cases {
+				checkRefusal(t, m, c)
 			}
 			if name == "minutes" {
 				resetTrial(t, m)
