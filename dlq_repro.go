@@ -50,7 +50,10 @@ func deadLetterRepro(c *cli.Context, host *control.Client) error {
 		return err
 	}
 	d, err := host.DeadLetter(c.Context, c.Args().First())
-	if err != nil {
+	switch {
+	case control.CodeOf(err) == control.NotFound:
+		return fmt.Errorf("%w; edgehost dlq list shows those that are there", err)
+	case err != nil:
 		return err
 	}
 	if len(d.Record) == 0 {
