@@ -64,7 +64,7 @@ func deadLetterRepro(c *cli.Context, host *control.Client) error {
 	case err != nil:
 		return err
 	case c.IsSet("out"):
-		return writeRepro(c, &d, stages)
+		return writeRepro(c, &d)
 	case d.Module == "" && !c.IsSet("module"):
 		return fmt.Errorf("dead letter %s comes from the destination %s (%s: %s), not from a module. Mend the cause there, then: edgehost dlq replay %s",
 			d.ID, dash(d.Destination), d.Reason, oneLine(d.Error), d.ID)
@@ -133,11 +133,21 @@ func whereIs(c *cli.Context, d *control.DeadLetter) string {
 	file := filepath.Join(filepath.Dir(socket), "modules", "revisions", d.Revision+".wasm")
 	if err == nil && d.Revision != "" {
 		if _, err := os.Stat(file); err == nil {
-			return fmt.Sprintf("%s was in force; try\n   edgehost dlq repro %s --module %s", short(d.Revision), d.ID, file)
+			return fmt.Sprintf("%s was in force; try\n   %s", short(d.Revision), strings.Join(append(again(c, "edgehost", "dlq", "repro", d.ID), "--module", file), " "))
 		}
 	}
 	return fmt.Sprintf("--module FILE, with the file that was pushed as %s (revision %s). The host keeps the newest ones in its state_dir, as modules/revisions/%s.wasm",
 		d.Module, dash(short(d.Revision)), dash(d.Revision))
+}
+
+// again adds to a command how this one was told where the host is.
+func again(c *cli.Context, command ...string) []string {
+	for _, flag := range []string{"socket", "config", "state-dir"} {
+		if c.IsSet(flag) {
+			command = append(command, "--"+flag, c.String(flag))
+		}
+	}
+	return command
 }
 
 // reproReport is what dlq repro says.
@@ -246,7 +256,7 @@ func printRepro(w io.Writer, r *reproReport) {
 }
 
 // writeRepro writes the record where module test can read it.
-func writeRepro(c *cli.Context, d *control.DeadLetter, stages []trialSetup) error {
+func writeRepro(c *cli.Context, d *control.DeadLetter) error {
 	dir := c.String("out")
 	if err := os.Mkdir(dir, 0o700); errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("%s exists: choose another folder, or remove it", dir)
@@ -268,11 +278,17 @@ func writeRepro(c *cli.Context, d *control.DeadLetter, stages []trialSetup) erro
 		}
 	}
 	command := []string{"edgehost", "module", "test", "FILE", "--input", filepath.Join(dir, "in.ndjson")}
-	s := stages[len(stages)-1]
-	for _, key := range slices.Sorted(maps.Keys(s.Config)) {
-		command = append(command, "--set", "'"+strings.ReplaceAll(key+"="+s.Config[key], "'", `'\''`)+"'")
+	set := trialSetup{Config: map[string]string{}}
+	if c.IsSet("config") && d.Module != "" {
+		command = append(command, "--config", c.String("config"), "--pipeline", d.Pipeline, "--name", d.Module)
 	}
-	for _, name := range s.Outputs {
+	if err := set.add(c); err != nil {
+		return err
+	}
+	for _, key := range slices.Sorted(maps.Keys(set.Config)) {
+		command = append(command, "--set", "'"+strings.ReplaceAll(key+"="+set.Config[key], "'", `'\''`)+"'")
+	}
+	for _, name := range set.Outputs {
 		command = append(command, "--output", name)
 	}
 	return show(c, map[string]any{"folder": dir, "command": command}, func(w io.Writer) {

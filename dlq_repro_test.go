@@ -110,7 +110,7 @@ func TestDeadLetterReproLive(t *testing.T) {
 	}
 	folder := filepath.Join(dir, "letter")
 	edgehost(exitOK, "dlq", "repro", letters[2].ID, "--config", file, "--out", folder)
-	out := edgehost(exitFailure, "module", "test", "host/testdata/poison.wasm", "--input", filepath.Join(folder, "in.ndjson"), "--config", file, "--json")
+	out := edgehost(exitFailure, "module", "test", "host/testdata/poison.wasm", "--input", filepath.Join(folder, "in.ndjson"), "--config", file, "--pipeline", "line1", "--name", "poison", "--json")
 	var report trialReport
 	if err := json.NewDecoder(strings.NewReader(out)).Decode(&report); err != nil || len(report.Faults) != 1 || report.Faults[0].Class != "fuel" {
 		t.Errorf("module test: %v:\n%s", err, out)

@@ -144,13 +144,21 @@ func printTrial(c *cli.Context, r trialReport) error {
 	})
 }
 
+// shownValue is how many bytes of a value of the state people get to see.
+const shownValue = 256
+
 // printSummary says what a module did beside records.
 func printSummary(w io.Writer, r *trialReport) {
 	printRuns(w, r.Logs, func(l logLine) string { return fmt.Sprintf("log %s: %s", strings.ToLower(l.Level), oneLine(l.Text)) })
 	printFaults(w, r.Faults)
 	for _, source := range slices.Sorted(maps.Keys(r.KV)) {
 		for _, key := range slices.Sorted(maps.Keys(r.KV[source])) {
-			fmt.Fprintf(w, "kv of %s: %q = %q\n", dash(oneLine(source)), key, r.KV[source][key])
+			value := r.KV[source][key]
+			fmt.Fprintf(w, "kv of %s: %q = %q", dash(oneLine(source)), key, value[:min(len(value), shownValue)])
+			if len(value) > shownValue {
+				fmt.Fprintf(w, "… (%d bytes)", len(value))
+			}
+			fmt.Fprintln(w)
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(r.Metrics)) {
