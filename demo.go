@@ -32,7 +32,9 @@ func demoCommand() *cli.Command {
 OPC UA oven. One pipeline reads all three; its module converts and checks the
 readings, and an encrypted spool delivers them to three tables of an emulator of
 the service. All of it runs in this process and on 127.0.0.1: nothing leaves this
-machine.
+machine. Other shells reach it by its control socket, whose path it prints:
+
+   EDGEHOST_SOCKET=PATH edgehost module push FILE --name plant
 
    edgehost demo --for 10s --json`,
 		Flags: []cli.Flag{
@@ -105,6 +107,7 @@ func demo(c *cli.Context) error {
 	if !c.Bool("json") {
 		screen = c.App.Writer
 	}
+	fmt.Fprintln(screen, s.view.reach)
 	s.watch(ctx, screen)
 	ledger, err := s.finish()
 	if err != nil {
@@ -136,7 +139,10 @@ type demoSystem struct {
 	gateway  *gateway
 	stopHost context.CancelFunc
 	hostDone chan error
-	view     demoView
+	// endControl ends the control socket; controlDone then has its error.
+	endControl  context.CancelFunc
+	controlDone chan error
+	view        demoView
 }
 
 // startDemo starts devices, emulator and gateway, and uploads the module.
@@ -169,11 +175,27 @@ func startDemo(ctx context.Context, dir string, rate int, stderr io.Writer) (s *
 	hostCtx, stop := context.WithCancel(context.WithoutCancel(ctx))
 	s.stopHost, s.hostDone = stop, make(chan error, 1)
 	go func() { s.hostDone <- s.gateway.Run(hostCtx) }()
+	if err := s.control(context.WithoutCancel(ctx), cfg.socket(), log); err != nil {
+		return nil, err
+	}
 	if _, err := s.gateway.PushModule(ctx, control.PushRequest{Name: "plant", Wasm: plantModule, Activate: true}); err != nil {
 		return nil, fmt.Errorf("upload module: %w", err)
 	}
 	s.plant.run()
 	return s, nil
+}
+
+// control answers on the control socket until endControl is called.
+func (s *demoSystem) control(ctx context.Context, path string, log *slog.Logger) error {
+	socket, err := control.Listen(path)
+	if err != nil {
+		return err
+	}
+	ctx, s.endControl = context.WithCancel(ctx)
+	s.controlDone = make(chan error, 1)
+	s.view.reach = "other shells reach it with: export EDGEHOST_SOCKET=" + path
+	go func() { s.controlDone <- control.Serve(ctx, socket, s.gateway, log) }()
+	return nil
 }
 
 // startDevices starts what the gateway reads.
@@ -268,6 +290,10 @@ func (s *demoSystem) stop() error {
 	if s.stopHost != nil {
 		s.stopHost()
 		errs = append(errs, <-s.hostDone)
+	}
+	if s.endControl != nil {
+		s.endControl()
+		errs = append(errs, <-s.controlDone)
 	}
 	if s.plant != nil {
 		errs = append(errs, s.plant.close())

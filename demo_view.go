@@ -18,6 +18,8 @@ type demoView struct {
 	at   time.Time
 	seen map[string]uint64 // by name of a source or destination: records
 	rate map[string]float64
+	// reach says how another shell reaches the demo.
+	reach string
 }
 
 // The rates of the host as a whole.
@@ -37,6 +39,7 @@ func (v *demoView) show(w io.Writer, live bool, s control.Status, rows []string)
 	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\x1b[K\n", args...) }
 	b.WriteString("\x1b[H")
 	line("edgehost demo  %s  up %s  (Ctrl-C ends it)", s.Status, time.Duration(s.UptimeSeconds*float64(time.Second)).Round(time.Second))
+	line("%s", v.reach)
 	line("")
 	for _, src := range s.Sources {
 		line("source       %-12s %-8s %-12s %8.0f records/s  %d in all", src.Name, src.Protocol, src.State, v.rate["source "+src.Name], src.Records)

@@ -33,8 +33,7 @@ func deadLetterReproCommand() *cli.Command {
 		Flags: hostFlags(
 			&cli.StringSliceFlag{Name: "module", Usage: "run the module in this `FILE`; more than once: a chain, in order"},
 			&cli.StringFlag{Name: "out", Usage: "write the record and the entry into this `FOLDER`"},
-			&cli.StringSliceFlag{Name: "set", Usage: "what the last module reads as its configuration, `KEY=VALUE`"},
-			&cli.StringSliceFlag{Name: "output", Usage: "offer an output of this `NAME`"}),
+			setFlag(), outputFlag()),
 		Action: withHost(deadLetterRepro),
 	}
 }
@@ -46,12 +45,15 @@ func deadLetterRepro(c *cli.Context, host *control.Client) error {
 	if c.IsSet("module") && c.IsSet("out") {
 		return usagef("--module and --out exclude each other")
 	}
-	set, err := setupOf(c, "set")
-	if err != nil {
+	set := trialSetup{Config: map[string]string{}}
+	if err := set.add(c); err != nil {
 		return err
 	}
 	d, err := host.DeadLetter(c.Context, c.Args().First())
-	if err != nil {
+	switch {
+	case control.CodeOf(err) == control.NotFound:
+		return fmt.Errorf("%w; edgehost dlq list shows those that are there", err)
+	case err != nil:
 		return err
 	}
 	if len(d.Record) == 0 {
@@ -62,7 +64,7 @@ func deadLetterRepro(c *cli.Context, host *control.Client) error {
 	case err != nil:
 		return err
 	case c.IsSet("out"):
-		return writeRepro(c, &d, stages)
+		return writeRepro(c, &d)
 	case d.Module == "" && !c.IsSet("module"):
 		return fmt.Errorf("dead letter %s comes from the destination %s (%s: %s), not from a module. Mend the cause there, then: edgehost dlq replay %s",
 			d.ID, dash(d.Destination), d.Reason, oneLine(d.Error), d.ID)
@@ -85,10 +87,11 @@ func deadLetterRepro(c *cli.Context, host *control.Client) error {
 // stagesOf says how the modules of --module, or at least the one that failed, are
 // set up.
 func stagesOf(c *cli.Context, d *control.DeadLetter, set trialSetup) ([]trialSetup, error) {
-	n := max(1, len(c.StringSlice("module")))
+	files := c.StringSlice("module")
+	n := max(1, len(files))
 	stages := make([]trialSetup, n)
-	for i := range stages {
-		stages[i].Outputs = set.Outputs
+	for i := range n - 1 {
+		stages[i] = trialSetup{Name: moduleName(files[i]), Outputs: set.Outputs}
 	}
 	stages[n-1] = set
 	stages[n-1].Name = d.Module
@@ -113,10 +116,8 @@ func stagesOf(c *cli.Context, d *control.DeadLetter, set trialSetup) ([]trialSet
 		return nil, usagef("--module is given %d times, but module %s is number %d of pipeline %s", n, d.Module, last+1, d.Pipeline)
 	}
 	for i := range stages {
-		m := mods[last+1-n+i]
-		stages[i] = trialSetup{Name: m.Name, Config: map[string]string{}, Limits: m.Limits.sandbox(), Outputs: slices.Clone(set.Outputs)}
-		maps.Copy(stages[i].Config, m.Config)
-		for name := range plans[at].Outputs {
+		stages[i] = setupFor(plans[at], mods[last+1-n+i])
+		for _, name := range set.Outputs {
 			if !slices.Contains(stages[i].Outputs, name) {
 				stages[i].Outputs = append(stages[i].Outputs, name)
 			}
@@ -132,11 +133,21 @@ func whereIs(c *cli.Context, d *control.DeadLetter) string {
 	file := filepath.Join(filepath.Dir(socket), "modules", "revisions", d.Revision+".wasm")
 	if err == nil && d.Revision != "" {
 		if _, err := os.Stat(file); err == nil {
-			return fmt.Sprintf("%s was in force; try\n   edgehost dlq repro %s --module %s", short(d.Revision), d.ID, file)
+			return fmt.Sprintf("%s was in force; try\n   %s", short(d.Revision), strings.Join(append(again(c, "edgehost", "dlq", "repro", d.ID), "--module", file), " "))
 		}
 	}
 	return fmt.Sprintf("--module FILE, with the file that was pushed as %s (revision %s). The host keeps the newest ones in its state_dir, as modules/revisions/%s.wasm",
 		d.Module, dash(short(d.Revision)), dash(d.Revision))
+}
+
+// again adds to a command how this one was told where the host is.
+func again(c *cli.Context, command ...string) []string {
+	for _, flag := range []string{"socket", "config", "state-dir"} {
+		if c.IsSet(flag) {
+			command = append(command, "--"+flag, c.String(flag))
+		}
+	}
+	return command
 }
 
 // reproReport is what dlq repro says.
@@ -167,16 +178,15 @@ func reproduce(c *cli.Context, d *control.DeadLetter, stages []trialSetup) (repr
 	}
 	in := []abi.Record{rec}
 	for i, file := range c.StringSlice("module") {
-		t, err := openFile(c, file, stages[i])
+		var ended bool
+		err := withTrial(c, file, stages[i], func(t *trial) error {
+			in, ended = r.stage(c.Context, t, in, d.Time.UnixMicro())
+			return nil
+		})
 		if err != nil {
 			return r, err
 		}
-		out, ended := r.stage(c.Context, t, in, d.Time.UnixMicro())
-		if err := t.close(c.Context); err != nil {
-			return r, err
-		}
-		r.Module = t.env.Name
-		if in = out; ended || len(in) == 0 {
+		if r.Module = stages[i].Name; ended || len(in) == 0 {
 			break
 		}
 	}
@@ -246,7 +256,7 @@ func printRepro(w io.Writer, r *reproReport) {
 }
 
 // writeRepro writes the record where module test can read it.
-func writeRepro(c *cli.Context, d *control.DeadLetter, stages []trialSetup) error {
+func writeRepro(c *cli.Context, d *control.DeadLetter) error {
 	dir := c.String("out")
 	if err := os.Mkdir(dir, 0o700); errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("%s exists: choose another folder, or remove it", dir)
@@ -268,11 +278,17 @@ func writeRepro(c *cli.Context, d *control.DeadLetter, stages []trialSetup) erro
 		}
 	}
 	command := []string{"edgehost", "module", "test", "FILE", "--input", filepath.Join(dir, "in.ndjson")}
-	s := stages[len(stages)-1]
-	for _, key := range slices.Sorted(maps.Keys(s.Config)) {
-		command = append(command, "--config", "'"+strings.ReplaceAll(key+"="+s.Config[key], "'", `'\''`)+"'")
+	set := trialSetup{Config: map[string]string{}}
+	if c.IsSet("config") && d.Module != "" {
+		command = append(command, "--config", c.String("config"), "--pipeline", d.Pipeline, "--name", d.Module)
 	}
-	for _, name := range s.Outputs {
+	if err := set.add(c); err != nil {
+		return err
+	}
+	for _, key := range slices.Sorted(maps.Keys(set.Config)) {
+		command = append(command, "--set", "'"+strings.ReplaceAll(key+"="+set.Config[key], "'", `'\''`)+"'")
+	}
+	for _, name := range set.Outputs {
 		command = append(command, "--output", name)
 	}
 	return show(c, map[string]any{"folder": dir, "command": command}, func(w io.Writer) {

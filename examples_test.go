@@ -14,7 +14,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -58,16 +57,11 @@ func exampleConfig(t *testing.T, dir string) *config {
 	return cfg
 }
 
-// exampleSetup is what the configuration of an example gives its module, and how
-// often it ticks.
-func exampleSetup(t *testing.T, dir string) (trialSetup, time.Duration) {
+// exampleSetup is what the configuration of an example gives its module.
+func exampleSetup(t *testing.T, dir string) trialSetup {
 	t.Helper()
 	p := exampleConfig(t, dir).plan()[0]
-	setup := trialSetup{Name: p.Modules[0].Name, Config: p.Modules[0].Config}
-	for name := range p.Outputs {
-		setup.Outputs = append(setup.Outputs, name)
-	}
-	return setup, time.Duration(p.Modules[0].TickSeconds * float64(time.Second))
+	return setupFor(p, p.Modules[0])
 }
 
 // exampleCase is a wrong configuration of an example.
@@ -77,17 +71,17 @@ type exampleCase struct{ key, value, refusal string }
 // by record with a restart before each: what must last is in the state. In a live
 // host it does the same.
 func TestExamples(t *testing.T) {
-	for name, e := range map[string]exampleCase{
-		"alarms":       {key: "above", value: "x=1", refusal: "output alarms is not configured"},
-		"convert":      {key: "units", value: "°C", refusal: "is not like °C=°F*1.8+32"},
-		"deadband":     {key: "band", value: "wide", refusal: "config key band: wide is no number"},
-		"minutes":      {},
-		"payload":      {},
-		"redact":       {key: "hash", value: "badge", refusal: "at least 16 characters"},
-		"route":        {key: "every", value: "10", refusal: "output second is not configured"},
-		"scale":        {key: "factor", value: "twice", refusal: "config key factor: twice is no number"},
-		"swingingdoor": {key: "deviation", value: "-", refusal: "is no number"},
-		"threshold":    {key: "above", value: "high", refusal: "config key above: high is no number"},
+	for name, cases := range map[string][]exampleCase{
+		"alarms":       {{"above", "x=1", "output alarms is not configured"}, {"above", "x=high", "config key above: x=high is not like */temperature=80"}},
+		"convert":      {{"units", "°C", "is not like °C=°F*1.8+32"}, {"match", "(", "config key match: error parsing regexp"}},
+		"deadband":     {{"band", "wide", "config key band: wide is no number"}, {"band", "-1", "config key band: -1 is below 0"}, {"silence_seconds", "NaN", "NaN is no number"}},
+		"minutes":      nil, // no key, and any key is one of a payload
+		"payload":      nil,
+		"redact":       {{"hash", "badge", "at least 16 characters"}, {"drop", "[", "config key drop: [ is no pattern"}},
+		"route":        {{"every", "10", "output second is not configured"}, {"every", "ten", "config key every: ten is no number"}},
+		"scale":        {{"factor", "twice", "config key factor: twice is no number"}, {"offset", "Inf", "config key offset: Inf is no number"}},
+		"swingingdoor": {{"deviation", "-", "is no number"}, {"deviation", "-0.5", "config key deviation: -0.5 is below 0"}, {"longest_seconds", "-1", "below 0"}},
+		"threshold":    {{"above", "high", "config key above: high is no number"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -101,7 +95,7 @@ func TestExamples(t *testing.T) {
 			if err != nil || !strings.HasPrefix(string(readme), "# "+name+"\n") {
 				t.Errorf("README.md: %v", err)
 			}
-			setup, tick := exampleSetup(t, dir)
+			setup := exampleSetup(t, dir)
 			wasm := buildGo(t, ".", "./examples/"+name)
 			l := startLive(t, liveConfig(t, name))
 			l.push(setup.Name, wasm)
@@ -109,20 +103,20 @@ func TestExamples(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := m.run(t.Context(), in, trialPlan{Batch: batchRecords, Tick: tick}); err != nil {
+			if err := m.run(t.Context(), trialPlan{Batch: batchRecords, Tick: setup.Tick}, in); err != nil {
 				t.Fatal(err)
 			}
 			checkTrial(t, m, want)
 			checkFuel(t, m, in)
 			resetTrial(t, m)
-			if err := m.run(t.Context(), in, trialPlan{Batch: 1, Tick: tick, Restart: true}); err != nil {
+			if err := m.run(t.Context(), trialPlan{Batch: 1, Tick: setup.Tick, Restart: true}, in); err != nil {
 				t.Fatal(err)
 			}
 			if diff := cmp.Diff(slices.Sorted(slices.Values(linesOf(want))), slices.Sorted(slices.Values(linesOf(m.Outcomes)))); diff != "" {
 				t.Errorf("with restarts (-want +got):\n%s", diff)
 			}
-			if e.refusal != "" {
-				checkRefusal(t, m, e)
+			for _, c := range cases {
+				checkRefusal(t, m, c)
 			}
 			if name == "minutes" {
 				resetTrial(t, m)
@@ -143,7 +137,7 @@ func TestExamples(t *testing.T) {
 // checkQuiet holds a batch in the middle of a minute to changing the state only.
 func checkQuiet(t *testing.T, m *trial, in []abi.Record) {
 	t.Helper()
-	if err := m.run(t.Context(), in[:3], trialPlan{Batch: batchRecords}); err != nil {
+	if err := m.run(t.Context(), trialPlan{Batch: batchRecords}, in[:3]); err != nil {
 		t.Fatal(err)
 	}
 	if len(m.Outcomes) != 0 || m.Filtered != 3 || len(m.state.values) == 0 {
@@ -180,7 +174,7 @@ func checkFuel(t *testing.T, m *trial, in []abi.Record) {
 
 func resetTrial(t *testing.T, m *trial) {
 	t.Helper()
-	m.state.values, m.trialResult = map[string]trialValue{}, trialResult{Metrics: map[string]float64{}}
+	m.state.values, m.trialResult = map[string]map[string]trialValue{}, trialResult{Metrics: map[string]float64{}}
 	if err := m.restart(t.Context()); err != nil {
 		t.Fatal(err)
 	}

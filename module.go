@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -66,6 +67,9 @@ func modulePush(c *cli.Context, host *control.Client) error {
 		return err
 	}
 	m, err := host.PushModule(c.Context, control.PushRequest{Name: name, Wasm: wasm, Activate: !c.Bool("inactive")})
+	if control.CodeOf(err) == control.Refused {
+		return pushError(c, wasm, err)
+	}
 	if err != nil {
 		return err
 	}
@@ -88,6 +92,16 @@ func modulePush(c *cli.Context, host *control.Client) error {
 	})
 }
 
+// pushError adds to the words of a host that refused a module what its author can
+// do.
+func pushError(c *cli.Context, wasm []byte, refused error) error {
+	advice, err := adviceOn(c.Context, wasm)
+	if err != nil || advice == "" {
+		return errors.Join(refused, err)
+	}
+	return fmt.Errorf("%w\nWhat to do: %s", refused, advice)
+}
+
 // readModule reads a file or standard input and refuses what cannot be a module
 // before it is sent.
 func readModule(c *cli.Context, path string) ([]byte, error) {
@@ -97,10 +111,16 @@ func readModule(c *cli.Context, path string) ([]byte, error) {
 		return nil, err
 	case len(wasm) > control.MaxModule:
 		return nil, fmt.Errorf("%s is larger than %d MiB; build it without debug information", path, control.MaxModule>>20)
-	case !strings.HasPrefix(string(wasm), "\x00asm"):
-		return nil, fmt.Errorf("%s is not a WebAssembly module: it does not begin with \\0asm", path)
+	case !isWasm(wasm):
+		return nil, notModule(path, wasm)
 	}
 	return wasm, nil
+}
+
+func isWasm(file []byte) bool { return strings.HasPrefix(string(file), "\x00asm") }
+
+func notModule(path string, file []byte) error {
+	return fmt.Errorf("%s is not a WebAssembly module: %s", path, notWasm(file))
 }
 
 // readWasm reads a file or standard input, as far as one byte beyond the largest

@@ -2,11 +2,12 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"math"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -32,10 +33,9 @@ func moduleBenchCommand() *cli.Command {
 			"after each batch in which a multiple of --tick has passed. The figures are those of this machine\n" +
 			"as busy as it is now; fuel and memory are the same everywhere. The suggested limits leave room: four\n" +
 			"times the fuel, twenty times the time of the costliest batch or tick.\n\n" +
-			"Example:\n   edgehost module bench scale.wasm --input in.ndjson --config factor=1.8",
+			"Example:\n   edgehost module bench scale.wasm --input in.ndjson --set factor=1.8",
 		CustomHelpTemplate: cli.CommandHelpTemplate + trialExitHelp,
-		Flags: trialFlags(
-			&cli.StringFlag{Name: "input", Aliases: []string{"i"}, Usage: "records in NDJSON, `FILE` or - for standard input"},
+		Flags: trialFlags(inputFlag(),
 			&cli.IntFlag{Name: "records", Usage: "stop after `N` records; 0: after 5 seconds"},
 			&cli.IntFlag{Name: "batch", Usage: "`N` records in a batch", Value: batchRecords},
 			&cli.DurationFlag{Name: "tick", Usage: "`DURATION` between ticks, in the time of the records; made-up ones are 1 ms apart", Value: time.Second}),
@@ -81,11 +81,8 @@ type limitsReport struct {
 	InitDeadlineMS int   `json:"init_deadline_ms"`
 }
 
-func moduleBench(c *cli.Context) (err error) {
-	if err := wantArgs(c, 1, 1, "one FILE"); err != nil {
-		return err
-	}
-	setup, err := setupOf(c, "config")
+func moduleBench(c *cli.Context) error {
+	setup, err := setupOf(c)
 	if err != nil {
 		return err
 	}
@@ -93,37 +90,38 @@ func moduleBench(c *cli.Context) (err error) {
 	if most < 0 || size < 1 {
 		return usagef("--records %d is below 0 or --batch %d below 1", most, size)
 	}
-	tick := c.Duration("tick")
+	tick := tickOf(c, setup)
+	if wanted := tick > 0 || c.IsSet("tick"); !wanted {
+		tick = c.Duration("tick")
+	}
 	if tick < time.Millisecond {
 		return usagef("--tick %s is below 1ms", tick)
 	}
 	recs := madeUp(size)
 	if c.IsSet("input") {
-		if recs, err = readRecords(c.App.Reader, c.String("input")); err != nil {
+		inputs, err := readInputs(c)
+		if err != nil {
 			return err
 		}
-		if len(recs) == 0 {
-			return usagef("--input %s has no record", c.String("input"))
+		if recs = slices.Concat(inputs...); len(recs) == 0 {
+			return usagef("--input %s has no record", strings.Join(c.StringSlice("input"), ", "))
 		}
 	}
 	setup.Limits.Deadline = benchDeadline
-	t, err := openFile(c, c.Args().First(), setup)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, t.close(c.Context)) }()
-	switch {
-	case t.module.Ticks():
-	case c.IsSet("tick"):
-		return usagef("--tick is given, but the module does not export edgehost_tick")
-	default:
-		tick = 0
-	}
-	r, err := bench(c.Context, t, recs, size, most, tick)
-	if err != nil {
-		return fmt.Errorf("%w\nedgehost module test finds the record", err)
-	}
-	return show(c, r, func(w io.Writer) { printBench(w, &r) })
+	return withTrial(c, c.Args().First(), setup, func(t *trial) error {
+		switch {
+		case t.module.Ticks():
+		case c.IsSet("tick") || setup.Tick > 0:
+			return wantTicks(t)
+		default:
+			tick = 0
+		}
+		r, err := bench(c.Context, t, recs, size, most, tick)
+		if err != nil {
+			return fmt.Errorf("%w\nedgehost module test finds the record", err)
+		}
+		return show(c, r, func(w io.Writer) { printBench(w, &r) })
+	})
 }
 
 // madeUp makes records like those of a plant.

@@ -34,6 +34,7 @@ func moduleInspectCommand() *cli.Command {
 type inspectReport struct {
 	OK       bool     `json:"ok"`
 	Reasons  []string `json:"reasons"`
+	Advice   string   `json:"advice,omitempty"` // what its author can do
 	Digest   string   `json:"digest"`
 	Bytes    int      `json:"bytes"`
 	ABI      string   `json:"abi,omitempty"` // the marker export
@@ -93,11 +94,14 @@ func moduleInspect(c *cli.Context) (err error) {
 		return err
 	}
 	r := inspectionOf(wasm, found)
+	if !isWasm(wasm) {
+		r.Reasons, r.Advice = []string{notModule(path, wasm).Error()}, ""
+	}
 	if err := show(c, r, func(w io.Writer) { printInspection(w, &r) }); err != nil {
 		return err
 	}
 	if !r.OK {
-		return fmt.Errorf("%s would be refused, for %d reasons", path, len(r.Reasons))
+		return fmt.Errorf("%s would be refused", path)
 	}
 	return nil
 }
@@ -105,7 +109,7 @@ func moduleInspect(c *cli.Context) (err error) {
 func inspectionOf(wasm []byte, found sandbox.Inspection) inspectReport {
 	sum := sha256.Sum256(wasm)
 	l := sandbox.DefaultLimits()
-	r := inspectReport{OK: len(found.Reasons) == 0, Reasons: append([]string{}, found.Reasons...), Digest: hex.EncodeToString(sum[:]), Bytes: len(wasm),
+	r := inspectReport{OK: len(found.Reasons) == 0, Reasons: append([]string{}, found.Reasons...), Advice: adviceFor(wasm, found), Digest: hex.EncodeToString(sum[:]), Bytes: len(wasm),
 		Exports: []inspectItem{}, Imports: []inspectItem{}, Limits: inspectLimits{l.ModuleBytes, int(l.MemoryPages), l.Fuel, l.FuelPerRow,
 			l.Deadline.Milliseconds(), l.InitDeadline.Milliseconds()}}
 	info := found.Info
@@ -192,5 +196,8 @@ func printInspection(w io.Writer, r *inspectReport) {
 	fmt.Fprintln(w, "\na host would refuse it:")
 	for _, reason := range r.Reasons {
 		fmt.Fprintf(w, "- %s\n", reason)
+	}
+	if r.Advice != "" {
+		fmt.Fprintf(w, "what to do: %s\n", r.Advice)
 	}
 }

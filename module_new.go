@@ -49,9 +49,9 @@ var languages = map[string]language{
 		map[string]string{"abi": "edgehost/abi", "abi/guest": "edgehost/abi/guest"}},
 	"c": {"C", "module.c", "clang 14 or later with lld (Debian: `apt-get install clang lld`)", "`edgehost/README.md` explains it",
 		map[string]string{"abi/c": "edgehost"}},
-	"rust": {"Rust", "src/lib.rs", "Rust 1.63 or later with the target wasm32-unknown-unknown (`rustup target add wasm32-unknown-unknown`)", "`edgehost/README.md` explains it",
+	"rust": {"Rust", "src/lib.rs", "Rust 1.63 or later with the target wasm32-unknown-unknown (`rustup target add wasm32-unknown-unknown`; Debian: `apt-get install cargo libstd-rust-dev-wasm32 lld`)", "`edgehost/README.md` explains it",
 		map[string]string{"abi/rust": "edgehost", "abi/rust/src": "edgehost/src", "abi/rust/examples": "edgehost/examples"}},
-	"as": {"AssemblyScript", "assembly/index.ts", "Node.js and AssemblyScript 0.28 (`npm install` in this folder)", "`edgehost/README.md` explains it",
+	"as": {"AssemblyScript", "assembly/index.ts", "Node.js with npm; AssemblyScript 0.28 is installed into the folder by the first `make`", "`edgehost/README.md` explains it",
 		map[string]string{"abi/assemblyscript": "edgehost", "abi/assemblyscript/assembly": "edgehost/assembly"}},
 }
 

@@ -20,7 +20,7 @@ func TestSmokeModuleNew(t *testing.T) {
 	for lang, env := range map[string][]string{
 		"go":   {"GOPROXY=off"},
 		"c":    nil,
-		"rust": {"PATH=/usr/bin:" + os.Getenv("PATH"), "RUSTFLAGS=-C linker=wasm-ld-14"},
+		"rust": {"PATH=/usr/bin:" + os.Getenv("PATH")},
 		"as":   {"ASC=" + filepath.Join(root, "abi/assemblyscript/node_modules/.bin/asc")},
 	} {
 		t.Run(lang, func(t *testing.T) {

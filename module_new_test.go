@@ -32,7 +32,7 @@ func checkNewModule(t *testing.T, dir, wasm string) {
 	if code := run(t.Context(), args, nil, &out, &errs); code != exitOK || !strings.Contains(errs.String(), "3 emitted, 1 rejected, 0 filtered, all as expected") {
 		t.Errorf("code %d: %s%s", code, out.String(), errs.String())
 	}
-	args = append(args, "--config", "factor=2", "--config", "offset=1", "--config", "unit=K")
+	args = append(args, "--set", "factor=2", "--set", "offset=1", "--set", "unit=K")
 	if code := run(t.Context(), args, nil, &out, &errs); code != exitFailure || !strings.Contains(out.String(), "value: want float64 70.7, got float64 44\n") ||
 		!strings.Contains(out.String(), "attrs.unit: want string \"°F\", got string \"K\"\n") {
 		t.Errorf("with a configuration: code %d: %s%s", code, out.String(), errs.String())

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"slices"
 	"time"
 
@@ -14,9 +13,9 @@ import (
 )
 
 // trial is one module in a sandbox without a host around it, for those who write
-// modules. It treats the module as a pipeline does: the same limits, state that
-// is committed batch by batch, records at fault set apart by bisection. Its
-// methods are called by one goroutine.
+// modules. It treats the module as a pipeline does: the same limits, batches of one
+// source, state of each source that is committed batch by batch, records at fault
+// set apart by bisection. Its methods are called by one goroutine.
 type trial struct {
 	host     *sandbox.Host // nil: the caller's
 	module   *sandbox.Module
@@ -63,9 +62,15 @@ type trialSetup struct {
 	Config  map[string]string
 	Outputs []string
 	Limits  sandbox.Limits
+	Strict  bool
+	Tick    time.Duration // 0: none
 }
 
-// openTrial admits and starts a module. A module that is refused gives a
+// errNotAdmitted is in front of why a module is refused before anything of it runs.
+var errNotAdmitted = errors.New("the module is not admitted")
+
+// openTrial admits and starts a module. One that is not admitted gives
+// errNotAdmitted and a *sandbox.Refusal; one that refuses its configuration a
 // *sandbox.Refusal, one that fails while it starts a *sandbox.Fault.
 func openTrial(ctx context.Context, wasm []byte, s trialSetup) (*trial, error) {
 	h, err := sandbox.New(sandbox.Config{Limits: s.Limits})
@@ -82,15 +87,15 @@ func openTrial(ctx context.Context, wasm []byte, s trialSetup) (*trial, error) {
 
 // newTrial is openTrial in a sandbox of the caller's.
 func newTrial(ctx context.Context, h *sandbox.Host, wasm []byte, s trialSetup) (t *trial, err error) {
-	t = &trial{names: append([]string{""}, s.Outputs...), state: trialState{values: map[string]trialValue{}}}
+	t = &trial{names: append([]string{""}, s.Outputs...), state: trialState{values: map[string]map[string]trialValue{}}}
 	t.Metrics = map[string]float64{}
-	t.env = sandbox.Env{Name: s.Name, Config: s.Config, Outputs: map[string]uint32{}, KV: &t.state, Limits: s.Limits, Logger: slog.New(trialLog{t})}
+	t.env = sandbox.Env{Name: s.Name, Config: s.Config, Outputs: map[string]uint32{}, KV: &t.state, Limits: s.Limits, Strict: s.Strict, Logger: slog.New(trialLog{t})}
 	for i, name := range s.Outputs {
 		t.env.Outputs[name] = uint32(i + 1)
 	}
 	begin := time.Now()
 	if t.module, err = h.Compile(ctx, wasm); err != nil {
-		return nil, errors.Join(err, t.close(ctx))
+		return nil, errors.Join(fmt.Errorf("%w: %w", errNotAdmitted, err), t.close(ctx))
 	}
 	t.started, t.env.Revision = time.Since(begin), short(t.module.Digest())
 	if err := t.restart(ctx); err != nil {
@@ -139,7 +144,7 @@ var errTooManyFaults = fmt.Errorf("the module failed %d times; a pipeline would 
 
 // process runs one batch. An error is not about single records.
 func (t *trial) process(ctx context.Context, b *abi.Batch, line int) error {
-	t.state.now = b.Time
+	t.state.now, t.state.source = b.Time, b.Records[0].Source
 	res, err := t.instance.Process(ctx, b)
 	var fault *sandbox.Fault
 	switch n := len(b.Records); {
@@ -164,10 +169,10 @@ func (t *trial) process(ctx context.Context, b *abi.Batch, line int) error {
 	}
 }
 
-// tick runs the module's tick.
-func (t *trial) tick(ctx context.Context, seq uint64, at int64) error {
+// tick runs the module's tick for one source.
+func (t *trial) tick(ctx context.Context, source string, seq uint64, at int64) error {
 	t.Ticks++
-	t.state.now = at
+	t.state.now, t.state.source = at, source
 	res, err := t.instance.Tick(ctx, &abi.Batch{Seq: seq, Time: at})
 	var fault *sandbox.Fault
 	switch {
@@ -218,36 +223,66 @@ type trialPlan struct {
 	Restart bool          // start the module afresh before every call
 }
 
-// run sends records through the module. Time is that of the records: a batch has
-// that of its last one, and a tick comes at every multiple of the period, the
+// trialRun is a run under way.
+type trialRun struct {
+	*trial
+	trialPlan
+	seq     uint64
+	sources []string // that have sent something, in that order
+}
+
+// run sends the records of each input through the module. A batch has records of
+// one input and one source. Time is that of the records: a batch has that of its
+// last one, and a tick for each source comes at every multiple of the period, the
 // last one after the last record. A gap without records has two ticks at most.
-func (t *trial) run(ctx context.Context, recs []abi.Record, p trialPlan) error {
-	var seq uint64
-	call := func(f func() error) error {
-		if seq++; p.Restart && seq > 1 {
-			if err := t.restart(ctx); err != nil {
-				return err
-			}
-		}
-		return f()
-	}
-	period := p.Tick.Microseconds()
-	for done := 0; done < len(recs); {
-		n, now := batchOf(recs[done:], p.Batch, period)
-		line := done + 1
-		b := &abi.Batch{Seq: seq + 1, Time: now, Records: recs[done : done+n]}
-		if err := call(func() error { return t.process(ctx, b, line) }); err != nil {
+func (t *trial) run(ctx context.Context, p trialPlan, inputs ...[]abi.Record) error {
+	r := &trialRun{trial: t, trialPlan: p}
+	for i, recs := range inputs {
+		if err := r.input(ctx, recs, slices.Concat(inputs[i+1:]...)); err != nil {
 			return err
 		}
-		done += n
-		t.Records, t.Batches = done, t.Batches+1
-		for _, at := range ticksBetween(now, recs[done:], period) {
-			if err := call(func() error { return t.tick(ctx, seq, at) }); err != nil {
-				return err
+	}
+	return nil
+}
+
+// input sends the records of one input; later are those of the inputs after it.
+func (r *trialRun) input(ctx context.Context, recs, later []abi.Record) error {
+	period := r.Tick.Microseconds()
+	for len(recs) > 0 {
+		n, now := batchOf(recs, r.Batch, period)
+		b, line := &abi.Batch{Time: now, Records: recs[:n]}, r.Records+1
+		recs = recs[n:]
+		err := r.call(ctx, func() error { b.Seq = r.seq; return r.process(ctx, b, line) })
+		if err != nil {
+			return err
+		}
+		r.Records, r.Batches = r.Records+n, r.Batches+1
+		if source := b.Records[0].Source; !slices.Contains(r.sources, source) {
+			r.sources = append(r.sources, source)
+		}
+		rest := recs
+		if len(rest) == 0 {
+			rest = later
+		}
+		for _, at := range ticksBetween(now, rest, period) {
+			for _, source := range r.sources {
+				if err := r.call(ctx, func() error { return r.tick(ctx, source, r.seq, at) }); err != nil {
+					return err
+				}
 			}
 		}
 	}
 	return nil
+}
+
+// call numbers a call of the module.
+func (r *trialRun) call(ctx context.Context, f func() error) error {
+	if r.seq++; r.Restart && r.seq > 1 {
+		if err := r.restart(ctx); err != nil {
+			return err
+		}
+	}
+	return f()
 }
 
 // readAt is when edgehost received a record, as far as it says.
@@ -258,10 +293,11 @@ func readAt(r *abi.Record) int64 {
 	return r.EventTime
 }
 
-// batchOf takes records up to the next tick and says when the last one came.
+// batchOf takes records of one source up to the next tick and says when the last
+// one came.
 func batchOf(recs []abi.Record, most int, period int64) (n int, now int64) {
 	now = readAt(&recs[0])
-	for n = 1; n < min(most, len(recs)); n++ {
+	for n = 1; n < min(most, len(recs)) && recs[n].Source == recs[0].Source; n++ {
 		at := max(now, readAt(&recs[n]))
 		if period > 0 && floor(at, period) != floor(now, period) {
 			break
@@ -301,8 +337,9 @@ func floor(at, period int64) int64 {
 
 // trialState is the state of a module, in memory.
 type trialState struct {
-	now    int64
-	values map[string]trialValue
+	now    int64                            // of the running call
+	source string                           // of the running call
+	values map[string]map[string]trialValue // by source and key
 }
 
 type trialValue struct {
@@ -310,34 +347,47 @@ type trialValue struct {
 	expires int64 // 0: never
 }
 
+func (v trialValue) expired(now int64) bool { return v.expires != 0 && v.expires <= now }
+
 // Get implements sandbox.KV.
 func (s *trialState) Get(key string) ([]byte, bool, error) {
-	v, ok := s.values[key]
-	if !ok || (v.expires != 0 && v.expires <= s.now) {
+	v, ok := s.values[s.source][key]
+	if !ok || v.expired(s.now) {
 		return nil, false, nil
 	}
 	return v.value, true, nil
 }
 
 func (s *trialState) commit(writes []sandbox.KVWrite) {
+	values := s.values[s.source]
+	if values == nil && len(writes) > 0 {
+		values = map[string]trialValue{}
+		s.values[s.source] = values
+	}
 	for _, w := range writes {
 		switch {
 		case w.Delete:
-			delete(s.values, w.Key)
+			delete(values, w.Key)
 		case w.TTL > 0:
-			s.values[w.Key] = trialValue{slices.Clone(w.Value), s.now + w.TTL.Microseconds()}
+			values[w.Key] = trialValue{slices.Clone(w.Value), s.now + w.TTL.Microseconds()}
 		default:
-			s.values[w.Key] = trialValue{slices.Clone(w.Value), 0}
+			values[w.Key] = trialValue{slices.Clone(w.Value), 0}
 		}
 	}
 }
 
-// all lists what has not expired.
-func (s *trialState) all() map[string]string {
-	out := map[string]string{}
-	for _, key := range slices.Sorted(maps.Keys(s.values)) {
-		if v, ok, _ := s.Get(key); ok {
-			out[key] = string(v)
+// all lists what has not expired, by source and key.
+func (s *trialState) all() map[string]map[string]string {
+	out := map[string]map[string]string{}
+	for source, values := range s.values {
+		for key, v := range values {
+			if v.expired(s.now) {
+				continue
+			}
+			if out[source] == nil {
+				out[source] = map[string]string{}
+			}
+			out[source][key] = string(v.value)
 		}
 	}
 	return out

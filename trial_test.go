@@ -19,6 +19,8 @@ func TestBatchesAndTicks(t *testing.T) {
 		}
 		return recs
 	}
+	two := at(1, 2, 3, 4)
+	two[1].Source, two[2].Source = "other", "other"
 	type step struct {
 		n     int
 		now   int64
@@ -30,12 +32,13 @@ func TestBatchesAndTicks(t *testing.T) {
 		period int64
 		want   []step
 	}{
-		"no ticks":            {at(1, 70, 500), 2, 0, []step{{2, 70, nil}, {1, 500, nil}}},
-		"a tick ends a batch": {at(1, 59, 60, 61), 9, period, []step{{2, 59, []int64{60}}, {2, 61, []int64{120}}}},
-		"batches in a period": {at(1, 2, 3), 2, period, []step{{2, 2, nil}, {1, 3, []int64{60}}}},
-		"a gap has two ticks": {at(1, 605), 9, period, []step{{1, 1, []int64{60, 600}}, {1, 605, []int64{660}}}},
-		"time goes back":      {at(70, 10, 71), 9, period, []step{{3, 71, []int64{120}}}},
-		"before the epoch":    {at(-61, -1), 9, period, []step{{1, -61, []int64{-60}}, {1, -1, []int64{0}}}},
+		"no ticks":                 {at(1, 70, 500), 2, 0, []step{{2, 70, nil}, {1, 500, nil}}},
+		"a tick ends a batch":      {at(1, 59, 60, 61), 9, period, []step{{2, 59, []int64{60}}, {2, 61, []int64{120}}}},
+		"batches in a period":      {at(1, 2, 3), 2, period, []step{{2, 2, nil}, {1, 3, []int64{60}}}},
+		"a gap has two ticks":      {at(1, 605), 9, period, []step{{1, 1, []int64{60, 600}}, {1, 605, []int64{660}}}},
+		"time goes back":           {at(70, 10, 71), 9, period, []step{{3, 71, []int64{120}}}},
+		"a batch is of one source": {two, 9, period, []step{{1, 1, nil}, {2, 3, nil}, {1, 4, []int64{60}}}},
+		"before the epoch":         {at(-61, -1), 9, period, []step{{1, -61, []int64{-60}}, {1, -1, []int64{0}}}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var got []step
@@ -52,14 +55,19 @@ func TestBatchesAndTicks(t *testing.T) {
 }
 
 func TestTrialStateExpires(t *testing.T) {
-	s := trialState{values: map[string]trialValue{}, now: 1000}
+	s := trialState{values: map[string]map[string]trialValue{}, now: 1000, source: "a"}
 	s.commit([]sandbox.KVWrite{{Key: "short", Value: []byte("a"), TTL: time.Millisecond}, {Key: "long", Value: []byte("b")}, {Key: "gone", Value: []byte("c")}})
 	s.commit([]sandbox.KVWrite{{Key: "gone", Delete: true}})
-	if diff := cmp.Diff(map[string]string{"short": "a", "long": "b"}, s.all()); diff != "" {
+	s.source = "b"
+	if v, ok, _ := s.Get("long"); ok {
+		t.Errorf("another source reads %q", v)
+	}
+	s.commit([]sandbox.KVWrite{{Key: "long", Value: []byte("d")}})
+	if diff := cmp.Diff(map[string]map[string]string{"a": {"short": "a", "long": "b"}, "b": {"long": "d"}}, s.all()); diff != "" {
 		t.Errorf("at once: -want +got:\n%s", diff)
 	}
 	s.now = 2000
-	if diff := cmp.Diff(map[string]string{"long": "b"}, s.all()); diff != "" {
+	if diff := cmp.Diff(map[string]map[string]string{"a": {"long": "b"}, "b": {"long": "d"}}, s.all()); diff != "" {
 		t.Errorf("later: -want +got:\n%s", diff)
 	}
 }

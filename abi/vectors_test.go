@@ -6,8 +6,11 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"flag"
+	"fmt"
+	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -103,6 +106,10 @@ func TestLayoutVectors(t *testing.T) {
 			{Name: "tick", Base: 4096, Flags: FlagTick, Time: 1_767_323_045_000_006, Seq: 1 << 40},
 			{Name: "every kind", Base: 4096, Time: 1_767_323_045_000_006, Seq: 7, Records: lines(all)},
 			{Name: "repeated strings", Base: 1 << 20, Time: 5, Seq: 8, Records: lines([]Record{all[0], all[1], all[0], all[2], all[0]})},
+			{Name: "numbers at their edges", Base: 4096, Time: math.MinInt64, Seq: math.MaxUint64, Records: lines(edgeNumbers())},
+			{Name: "empty and absent", Base: 4096, Records: lines(emptyRecords())},
+			{Name: "many attributes", Base: 4096, Records: lines([]Record{fullRecord()})},
+			{Name: "reserved attributes", Base: 4096, Records: lines(reservedRecords())},
 		}
 	})
 	for i := range vs {
@@ -128,7 +135,17 @@ func TestRestVectors(t *testing.T) {
 		for _, r := range testRecords() {
 			vs = append(vs, vector{Name: r.Value.Kind().String(), Records: lines([]Record{r}), Bytes: hex.EncodeToString(AppendRecord(nil, &r))})
 		}
-		return append(vs, vector{Name: "all", Records: lines(testRecords()), Bytes: hex.EncodeToString(AppendRecords(nil, testRecords()))})
+		vs = append(vs, vector{Name: "all", Records: lines(testRecords()), Bytes: hex.EncodeToString(AppendRecords(nil, testRecords()))})
+		for _, more := range []struct {
+			name string
+			recs []Record
+		}{
+			{"none", nil}, {"numbers at their edges", edgeNumbers()}, {"empty and absent", emptyRecords()},
+			{"many attributes", []Record{fullRecord()}}, {"reserved attributes", reservedRecords()},
+		} {
+			vs = append(vs, vector{Name: more.name, Records: lines(more.recs), Bytes: hex.EncodeToString(AppendRecords(nil, more.recs))})
+		}
+		return vs
 	})
 	for _, v := range vs {
 		b, err := hex.DecodeString(v.Bytes)
@@ -148,6 +165,59 @@ func TestRestVectors(t *testing.T) {
 				t.Errorf("%s: %s", v.Name, got)
 			}
 		}
+	}
+}
+
+// edgeNumbers are records with numbers that are easily lost.
+func edgeNumbers() (recs []Record) {
+	for _, v := range []Value{
+		Int(math.MinInt64), Int(math.MaxInt64), Int(-1), Int(1<<53 + 1), Uint(0), Uint(math.MaxUint64), Float(0), Float(math.Copysign(0, -1)), Float(math.NaN()),
+		Float(math.Float64frombits(0x7FF8_0000_0000_0002)), Float(math.Inf(1)), Float(math.Inf(-1)), Float(math.MaxFloat64), Float(math.SmallestNonzeroFloat64),
+	} {
+		recs = append(recs, Record{Address: "edge", Value: v, Attrs: []Attr{{"again", v}}})
+	}
+	// The difference of the times is larger than 63 bits.
+	return append(recs, Record{EventTime: math.MinInt64, IngestTime: math.MaxInt64 - 2, Address: "edge", Status: math.MaxUint32, Value: Bool(false)})
+}
+
+// emptyRecords are records with nothing where something else would be nothing too.
+func emptyRecords() []Record {
+	return []Record{
+		{Value: String("")}, {Value: Bytes(nil)}, {Value: JSON(`""`)}, {Value: Int(0)}, {Value: Bool(false)}, {},
+		{Source: "s", Value: String("")}, {Address: "a"},
+		{Attrs: []Attr{{"text", String("")}, {"bytes", Bytes(nil)}, {"none", Value{}}, {"zero", Float(0)}}},
+		{Value: String("\x00"), Attrs: []Attr{{"\x00", String("\x00\x00")}}}, // 0 ends no text
+	}
+}
+
+// fullRecord has so many attributes that the four which the SDKs' modules add make
+// as many as a record may have, a long address and nested JSON.
+func fullRecord() Record {
+	r := Record{Source: "plant", Address: strings.Repeat("ä", 128), Protocol: ProtocolMQTT, Value: JSON(strings.Repeat("[", 40) + strings.Repeat("]", 40))}
+	for i := range MaxAttrs - 4 {
+		r.Attrs = append(r.Attrs, Attr{fmt.Sprintf("key %d", i), Int(int64(i))})
+	}
+	return r
+}
+
+// reservedRecords have the attributes of docs/abi.md, section 9, one record a
+// protocol.
+func reservedRecords() []Record {
+	text := func(keys ...string) (attrs []Attr) {
+		for _, key := range keys {
+			attrs = append(attrs, Attr{key, String("the " + key)})
+		}
+		return attrs
+	}
+	plc := text("plc_name", "plc_vendor", "plc_model", "quality", "reason")
+	flags := []Attr{{"stale", Bool(true)}, {"backfilled", Bool(false)}, {"overflow", Bool(true)}, {"event", Bool(false)}}
+	return []Record{
+		{Source: "s", Address: "a", Protocol: ProtocolMQTT, Value: Float(1), Attrs: slices.Concat(plc, text("unit", "industry", "sensor_name", "sensor_type"),
+			[]Attr{{"qos", Int(2)}, {"retain", Bool(true)}, {"timestamp_ms", Int(1_767_323_045_000)}})},
+		{Source: "s", Address: "40001", Protocol: ProtocolModbus, Value: Int(2), Attrs: slices.Concat(plc, text("unit", "sensor_path", "register_type"),
+			[]Attr{{"slave_id", Int(247)}, {"register_address", Int(40001)}, {"raw_value", Float(0.5)}, {"scaled_value", Int(5)}, {"scale_factor", Int(10)}})},
+		{Source: "s", Address: "i=1", Protocol: ProtocolOPCUA, Value: Uint(3), Attrs: slices.Concat(plc, text("endpoint", "browse_path", "status"),
+			[]Attr{{"namespace", Int(65535)}, {"raw", Bytes([]byte{0})}, {"server_time", Int(-1)}}, flags)},
 	}
 }
 
@@ -222,16 +292,31 @@ func outputCases() []vector {
 	const base = 16
 	in := testRecords()[:3]
 	image, _ := NewArena().Encode(&Batch{Records: in}, base, 0)
-	left := func(name, wrong string, edit func(mem []byte, row func(int) []byte)) vector {
+	leftWith := func(room int, name, wrong string, edit func(mem []byte, row func(int) []byte)) vector {
 		mem := append(make([]byte, base), image...)
 		for len(mem)%8 != 0 {
 			mem = append(mem, 0)
 		}
-		mem = append(mem, make([]byte, 256)...)
+		mem = append(mem, make([]byte, room)...)
 		edit(mem, func(i int) []byte { return mem[base+HeaderSize+i*RowSize:][:RowSize] })
 		return vector{Name: name, Base: base, Records: lines(in), Handles: []uint32{2}, Memory: hex.EncodeToString(mem), Error: wrong}
 	}
-	return []vector{
+	left := func(name, wrong string, edit func(mem []byte, row func(int) []byte)) vector {
+		return leftWith(256, name, wrong, edit)
+	}
+	// attr makes a new array of one attribute for row 0.
+	attr := func(mem []byte, row func(int) []byte, key string, kind Kind, value uint64) {
+		at := len(mem) - 256
+		put64(mem[at:], AttrKey, place(mem, key))
+		put64(mem[at:], AttrValue, value)
+		mem[at+AttrKind] = byte(kind)
+		put64(row(0), RowAttrs, uint64(MakeRef(uint32(at), 1)))
+	}
+	made := func(row []byte) {
+		clear(row)
+		put32(row, RowIndex, NoIndex)
+	}
+	return append([]vector{
 		left("unchanged", "", func([]byte, func(int) []byte) {}),
 		left("scribbled over the strings", "", func(mem []byte, _ func(int) []byte) {
 			for i := base + HeaderSize + len(in)*RowSize; i < len(mem); i++ {
@@ -303,5 +388,92 @@ func outputCases() []vector {
 			copy(mem[at+AttrSize:], mem[old.Ptr():old.Ptr()+AttrSize])
 			put64(row(0), RowAttrs, uint64(MakeRef(uint32(at), 2)))
 		}),
-	}
+	}, []vector{
+		left("no rows", "", func(mem []byte, _ func(int) []byte) { put32(mem[base:], HeaderNOut, 0) }),
+		left("more rows than allowed", "at most 1072 rows", func(mem []byte, _ func(int) []byte) { put32(mem[base:], HeaderNOut, 1073) }),
+		left("rows in another order, one twice", "", func(_ []byte, row func(int) []byte) {
+			copy(row(1), row(0))
+			copy(row(0), row(2))
+			copy(row(2), row(1))
+		}),
+		left("what a module may not set changes nothing", "", func(mem []byte, row func(int) []byte) {
+			for i := range HeaderSize {
+				if at := i &^ 3; at != HeaderOutRows && at != HeaderNOut {
+					mem[base+i] = 0xEE
+				}
+			}
+			row(0)[RowProtocol], row(1)[RowDisposition+1] = byte(ProtocolModbus), 1 // the flags follow the disposition
+			put64(row(2), RowSize-8, 1)
+		}),
+		left("rows at an odd address", "", func(mem []byte, row func(int) []byte) {
+			copy(mem[len(mem)-RowSize-3:], row(1))
+			put32(mem[base:], HeaderOutRows, uint32(len(mem)-RowSize-3))
+			put32(mem[base:], HeaderNOut, 1)
+		}),
+		left("floats at their edges", "", func(_ []byte, row func(int) []byte) {
+			for i, v := range []float64{math.Copysign(0, -1), math.Float64frombits(0x7FF8_0000_0000_0002), math.Inf(-1)} {
+				put64(row(i), RowValue, math.Float64bits(v))
+				row(i)[RowKind] = byte(KindFloat)
+			}
+		}),
+		left("whole numbers at their edges, a bool of 2", "", func(_ []byte, row func(int) []byte) {
+			put64(row(0), RowValue, 1<<63)
+			row(0)[RowKind] = byte(KindInt)
+			put64(row(1), RowValue, math.MaxUint64)
+			row(1)[RowKind] = byte(KindUint)
+			put64(row(2), RowValue, 2)
+			row(2)[RowKind] = byte(KindBool)
+		}),
+		left("empty text anywhere", "", func(_ []byte, row func(int) []byte) {
+			put64(row(0), RowValue, uint64(MakeRef(math.MaxUint32, 0)))
+			row(0)[RowKind] = byte(KindString)
+			put64(row(1), RowSource, 0)
+			put64(row(1), RowAttrs, uint64(MakeRef(math.MaxUint32, 0)))
+		}),
+		left("bytes need not be UTF-8", "", func(mem []byte, row func(int) []byte) {
+			put64(row(0), RowValue, place(mem, "\xff\x00\xfe"))
+			row(0)[RowKind] = byte(KindBytes)
+		}),
+		left("a value that is not UTF-8", "row 0: value: text at", func(mem []byte, row func(int) []byte) {
+			put64(row(0), RowValue, place(mem, "\xed\xa0\x80")) // half a surrogate pair
+			row(0)[RowKind] = byte(KindString)
+		}),
+		left("a value that is not JSON", "not JSON", func(mem []byte, row func(int) []byte) {
+			put64(row(0), RowValue, place(mem, "{"))
+			row(0)[RowKind] = byte(KindJSON)
+		}),
+		left("a key that is empty", "an empty key", func(mem []byte, row func(int) []byte) { attr(mem, row, "", KindInt, 1) }),
+		left("a key that is not UTF-8", "key 0: text at", func(mem []byte, row func(int) []byte) { attr(mem, row, "\xff", KindInt, 1) }),
+		left("an attribute of unknown kind", `"k": unknown kind 9`, func(mem []byte, row func(int) []byte) { attr(mem, row, "k", 9, 1) }),
+		left("an attribute over the end", `"k": 2 bytes`, func(mem []byte, row func(int) []byte) {
+			attr(mem, row, "k", KindBytes, uint64(MakeRef(uint32(len(mem)-1), 2)))
+		}),
+		left("attributes over the end", "reach outside the memory", func(mem []byte, row func(int) []byte) {
+			put64(row(0), RowAttrs, uint64(MakeRef(uint32(len(mem)-AttrSize+1), 1)))
+		}),
+		left("too many attributes", "65, at most 64", func(mem []byte, row func(int) []byte) { put64(row(0), RowAttrs, uint64(MakeRef(base, MaxAttrs+1))) }),
+		left("rejected without a reason", "", func(_ []byte, row func(int) []byte) { row(1)[RowDisposition] = DispositionReject }),
+		leftWith(1200, "a reason that is too long and not UTF-8", "", func(mem []byte, row func(int) []byte) {
+			row(1)[RowDisposition] = DispositionReject
+			put64(row(1), RowReason, place(mem, "\xff"+strings.Repeat("ä", 550))) // ends in the middle of a letter
+		}),
+		left("a reason over the end", "row 1: reason", func(mem []byte, row func(int) []byte) {
+			row(1)[RowDisposition] = DispositionReject
+			put64(row(1), RowReason, uint64(MakeRef(uint32(len(mem)-1), 2)))
+		}),
+		left("unknown disposition", "disposition 2", func(_ []byte, row func(int) []byte) { row(1)[RowDisposition] = 2 }),
+		left("rejected, but of no input", "no input row", func(_ []byte, row func(int) []byte) {
+			made(row(2))
+			row(2)[RowDisposition] = DispositionReject
+		}),
+		left("of no input, to an unknown output", "unknown output 9", func(_ []byte, row func(int) []byte) {
+			made(row(2))
+			put32(row(2), RowOutput, 9)
+		}),
+		left("of no input, routed, with nothing in it", "", func(_ []byte, row func(int) []byte) {
+			made(row(2))
+			put32(row(2), RowOutput, 2)
+			row(2)[RowProtocol] = byte(ProtocolOPCUA)
+		}),
+	}...)
 }

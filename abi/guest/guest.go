@@ -23,6 +23,7 @@
 package guest
 
 import (
+	"math"
 	"strconv"
 
 	"github.com/edgehost/edgehost/abi"
@@ -150,7 +151,7 @@ func ConfigFloat(key string, fallback float64) float64 {
 		return fallback
 	}
 	v, err := strconv.ParseFloat(text, 64)
-	if err != nil {
+	if err != nil || math.IsNaN(v) || math.IsInf(v, 0) {
 		Refuse("config key " + key + ": " + text + " is no number")
 		return fallback
 	}

@@ -16,7 +16,11 @@ type conversion struct {
 
 func init() {
 	units := conversions(guest.Config("units"))
-	pattern, err := regexp.Compile(guest.Config("match"))
+	match := guest.Config("match")
+	if match == "" {
+		match = "(?s)^.*$" // the whole address
+	}
+	pattern, err := regexp.Compile(match)
 	if err != nil {
 		guest.Refuse("config key match: " + err.Error())
 		return

@@ -18,20 +18,34 @@ type reported struct {
 }
 
 func init() {
-	band := guest.ConfigFloat("band", 0)
-	silence := int64(guest.ConfigFloat("silence_seconds", 600) * 1e6)
+	band := notNegative("band", 0)
+	silence := int64(notNegative("silence_seconds", 600) * 1e6)
 	guest.Filter(func(r *guest.Record) bool {
 		v, ok := r.Number()
 		if !ok {
 			return true // text has no distance
 		}
 		last, seen := load(r.Address())
-		if seen && math.Abs(v-last.Value) <= band && r.Status() == last.Status && r.EventTime()-last.Time < silence {
+		if seen && near(v, last.Value, band) && r.Status() == last.Status && r.EventTime()-last.Time < silence {
 			return false
 		}
 		save(r.Address(), reported{v, r.EventTime(), r.Status()})
 		return true
 	})
+}
+
+// near reports whether a value is within the band; NaN is near to NaN, so that a
+// broken sensor is no flood.
+func near(v, last, band float64) bool {
+	return v == last || math.Abs(v-last) <= band || (math.IsNaN(v) && math.IsNaN(last))
+}
+
+func notNegative(key string, fallback float64) float64 {
+	v := guest.ConfigFloat(key, fallback)
+	if v < 0 {
+		guest.Refuse("config key " + key + ": " + guest.Config(key) + " is below 0")
+	}
+	return v
 }
 
 // The state is kept by the host and committed with the records of the batch:

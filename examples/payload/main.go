@@ -20,7 +20,7 @@ func init() {
 			r.Reject("the payload is no JSON object")
 			return
 		}
-		if ms, ok := payload[timeKey].(float64); ok {
+		if ms, ok := payload[timeKey].(float64); ok && timeKey != "" {
 			r.SetEventTime(int64(ms) * 1000)
 			delete(payload, timeKey)
 		}

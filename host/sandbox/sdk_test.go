@@ -359,14 +359,22 @@ func TestSDKOperators(t *testing.T) {
 	for _, text := range []string{"1.8", "-32", "1e3", "-1.5E-3", "0.1", "123456789012345", "x", "", "1.", ".5", "1e", "--1", "1 "} {
 		numbers.Records = append(numbers.Records, abi.Record{Source: "s", Address: "a", Value: abi.String(text)})
 	}
+	// Text as long as it may be, in every place.
+	long, longest := strings.Repeat("ä", 32<<10), batch(0)
+	for range 2 {
+		longest.Records = append(longest.Records, abi.Record{Source: long, Address: long, Value: abi.Bytes([]byte(long)), Attrs: []abi.Attr{{Key: long, Value: abi.String(long)}}})
+	}
 	eachSDK(t, func(t *testing.T, s *sdk) {
 		m := compile(t, newHost(t), s.wasm(t, s.check, false))
 		for op, expect := range sdkOps {
 			env := sandbox.Env{Name: op, Config: map[string]string{"op": op}, Outputs: map[string]uint32{"second": 5}}
 			i := instantiate(t, m, env)
 			batches := []*abi.Batch{{Seq: 1, Time: 9, Records: recs}, {Seq: 2, Time: 10}, batch(1000), {Seq: 1, Time: 9, Records: recs}}
-			if op == "parse" {
+			switch op {
+			case "parse":
 				batches = []*abi.Batch{numbers}
+			case "pass", "copy", "filter", "route":
+				batches = append(batches, longest)
 			}
 			for k, in := range batches {
 				res, err := i.Process(t.Context(), in)

@@ -33,14 +33,18 @@
 #[cfg(feature = "std")]
 extern crate std;
 
+mod batch;
 mod host;
+mod layout;
 mod memory;
 mod record;
 
+pub use batch::{Batch, Records};
 pub use host::{
     config, config_number, features, kv_delete, kv_get, kv_set, log, output, refuse, Counter, Errno, Gauge, Level,
 };
-pub use record::{Attrs, Batch, Kind, Protocol, Record, Records, Value, NO_INDEX};
+pub use layout::{Kind, Protocol, Value, NO_INDEX};
+pub use record::{Attrs, Record};
 
 /// How a batch ends: an error discards everything the call did, and the host finds
 /// the record at fault by processing parts of the batch. To refuse one record, use
@@ -61,6 +65,12 @@ pub trait Module: Sized + 'static {
     }
     /// Runs before the instance is closed.
     fn stop(&mut self) {}
+}
+
+/// Begins a call: what the last one left is free.
+fn begin() {
+    memory::begin();
+    record::forget();
 }
 
 /// Exports an operator: `module!(T)`, or `module!(T, tick)` for one with ticks.
@@ -115,7 +125,7 @@ impl<T: Module> Slot<T> {
     pub fn start(&self) -> i32 {
         #[cfg(feature = "std")]
         host::report_panics();
-        memory::begin();
+        begin();
         unsafe { *self.0.get() = Some(T::init()) };
         host::refused() as i32
     }
@@ -123,7 +133,7 @@ impl<T: Module> Slot<T> {
     /// # Safety
     /// `batch` is the address of a batch that the host wrote.
     pub unsafe fn run(&self, batch: u32, f: for<'b> fn(&mut T, &mut Batch<'b>) -> Outcome<'b>) -> i32 {
-        memory::begin();
+        begin();
         let mut batch = Batch::at(batch);
         let outcome = match &mut *self.0.get() {
             Some(module) => f(module, &mut batch),
