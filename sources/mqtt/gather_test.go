@@ -2,6 +2,7 @@ package mqtt
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"testing"
 	"testing/synctest"
@@ -54,7 +55,7 @@ func TestGatherer(t *testing.T) {
 				for n, p := 0, make([]byte, test.piece); err == nil; got += n {
 					n, err = g.Read(p)
 				}
-				if err != io.EOF || got != test.size*test.count {
+				if !errors.Is(err, io.EOF) || got != test.size*test.count {
 					t.Errorf("%d bytes, %v, want %d", got, err, test.size*test.count)
 				}
 				if a.reads > test.reads || a.latest > time.Duration(test.waited)*time.Microsecond {
@@ -68,7 +69,7 @@ func TestGatherer(t *testing.T) {
 func TestGathererHandsOnErrors(t *testing.T) {
 	g := newGatherer(readerConn{Reader: bytes.NewReader(nil)})
 	for range 3 {
-		if n, err := g.Read(make([]byte, 10)); n != 0 || err != io.EOF {
+		if n, err := g.Read(make([]byte, 10)); n != 0 || !errors.Is(err, io.EOF) {
 			t.Errorf("%d, %v", n, err)
 		}
 	}
