@@ -152,15 +152,22 @@ func (c Config) Validate() []sources.FieldError {
 		errs = append(errs, sources.FieldError{Path: "registers", Msg: "is empty: name at least one register to read"})
 	}
 	total := 0
-	taken := claims{}
+	all := make([][]Point, len(d.Registers))
 	for i := range d.Registers {
 		points, more := d.expand(&d.Registers[i])
-		more = append(more, taken.claim(points, i)...)
+		all[i] = points
 		errs = append(errs, sources.Prefix(fmt.Sprintf("registers[%d]", i), more)...)
 		if total += len(points); total > maxPoints {
 			return append(errs, sources.FieldError{Path: "registers",
 				Msg: fmt.Sprintf("holds more than %d values: divide them among several sources", maxPoints)})
 		}
+	}
+	if len(errs) > 0 {
+		return errs
+	}
+	taken := claims{}
+	for i, points := range all {
+		errs = append(errs, sources.Prefix(fmt.Sprintf("registers[%d]", i), taken.claim(points, i))...)
 	}
 	return errs
 }

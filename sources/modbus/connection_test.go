@@ -106,11 +106,11 @@ func TestConnectionThatCannotBeOpened(t *testing.T) {
 }
 
 // TestGatewayThatIsBack: ten sources behind a gateway with one connection to
-// give are all read again soon after an outage of an hour, and looked at it
+// give are all read again soon after a long outage, and looked at it
 // together.
 func TestGatewayThatIsBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		const outage = time.Hour
+		const outage = 10 * time.Minute
 		line := &fakeLine{answer: answerAfter(time.Millisecond), refuse: errors.New("connection refused")}
 		all := []*bench{newBench(t, line, "modbus+tcp://h", oneRegister)}
 		for i := range 9 {
@@ -125,7 +125,7 @@ func TestGatewayThatIsBack(t *testing.T) {
 		looks := line.looks
 		line.mu.Unlock()
 		if most := int(outage/lookFresh) + 10; looks > most {
-			t.Errorf("%d looks in an hour by ten sources, want at most %d", looks, most)
+			t.Errorf("%d looks in the outage by ten sources, want at most %d", looks, most)
 		}
 		line.set(answerAfter(time.Millisecond), nil)
 		for _, b := range all {

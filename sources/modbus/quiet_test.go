@@ -11,7 +11,7 @@ import (
 // whose points are of all widths, overlap, and leave holes.
 func TestComparisonFindsEveryChange(t *testing.T) {
 	r := rand.New(rand.NewPCG(3, 4))
-	for n := range 20_000 {
+	for n := range 5_000 {
 		table := registerTypes[n%len(registerTypes)]
 		points, list := scatter(r, table)
 		_, count := span(points, list)
