@@ -2,7 +2,6 @@ package host
 
 import (
 	"slices"
-	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -189,11 +188,12 @@ func TestFaultPolicies(t *testing.T) {
 				t.Fatalf("the module is called although it faulted beyond its budget: %d, then %d", calls, now)
 			}
 			r.push("m", "stamp2") // is in force at once
+			r.until("settled", func(s control.Status) bool { return s.Ledger.Waiting == 0 })
 			before := len(r.main.all())
 			r.must(r.feed.give(t, recs("a", 120, 1)...))
 			rows := r.main.wait(t, before+1)
-			if v := rows[len(rows)-1].Value.AsFloat(); v != 2 {
-				t.Fatalf("value %v "+strconv.Itoa(len(rows)), v)
+			if last := rows[len(rows)-1]; last.EventTime != 120 || last.Value.AsFloat() != 2 {
+				t.Fatalf("the last of %d rows is %+v, want record 120 with the value of the new revision", len(rows), last)
 			}
 		})
 	}

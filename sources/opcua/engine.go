@@ -78,6 +78,7 @@ type published struct {
 	err  error
 	took time.Duration
 	subs []uint32 // whose acknowledgements it carried
+	size int      // the engine's maxNotify when it was asked for
 }
 
 // fetched is what a poll or a history read brought.
@@ -218,6 +219,7 @@ func (e *engine) publish(ctx context.Context) {
 		e.inFlight++
 		req := &ua.PublishRequest{}
 		var subs []uint32
+		size := e.maxNotify
 		for _, s := range e.src.subs {
 			if acks := s.acks(); len(acks) > 0 {
 				req.SubscriptionAcknowledgements = append(req.SubscriptionAcknowledgements, acks...)
@@ -228,7 +230,7 @@ func (e *engine) publish(ctx context.Context) {
 			start := time.Now()
 			res, err := call[*ua.PublishResponse](ctx, e.s.t, req)
 			select {
-			case e.published <- published{res: res, err: err, took: time.Since(start), subs: subs}:
+			case e.published <- published{res: res, err: err, took: time.Since(start), subs: subs, size: size}:
 			case <-ctx.Done():
 			}
 		})
@@ -317,6 +319,8 @@ func (e *engine) publishFault(ctx context.Context, p published) error {
 		return nil
 	case errors.Is(p.err, ua.StatusBadTimeout):
 		return nil
+	case tooMuch(p.err) && p.size > e.maxNotify:
+		return nil // asked for before they became smaller
 	case tooMuch(p.err):
 		return e.shrinkNotifications(ctx)
 	case dead(p.err):
