@@ -54,7 +54,7 @@ func TestSeveralSources(t *testing.T) {
 	r.push("burn", "burn")
 
 	var poison [n]int
-	half, pushed := make(chan struct{}, n), make(chan struct{})
+	half, broken := make(chan struct{}, n), make(chan struct{})
 	var wg sync.WaitGroup
 	for k, f := range r.feeds {
 		source, rng := r.cfg.Sources[k], rand.New(rand.NewPCG(uint64(k), 7))
@@ -65,12 +65,12 @@ func TestSeveralSources(t *testing.T) {
 					recs[rng.IntN(size)].Address = []string{"trap", "burst"}[rng.IntN(2)]
 					poison[k]++
 				}
+				if b == batches-1 {
+					<-broken // there is something to hold, however fast the others went
+				}
 				f.send(t, recs...)
-				switch b {
-				case batches / 2:
+				if b == batches/2 {
 					half <- struct{}{}
-				case batches - 10:
-					<-pushed // something is left for the broken module
 				}
 			}
 		})
@@ -79,7 +79,7 @@ func TestSeveralSources(t *testing.T) {
 		<-half
 	}
 	r.push("burn", "broken")
-	close(pushed)
+	close(broken)
 	s := r.until("held", func(s control.Status) bool { return s.Ledger.Held > 0 })
 	if !s.Ledger.Balanced {
 		t.Fatalf("ledger while held: %+v", s.Ledger)
