@@ -162,7 +162,7 @@ func (h *Host) compile(ctx context.Context, digest string, metered []byte) (waze
 	case <-ctx.Done():
 		err = fmt.Errorf("compile module: %w", ctx.Err())
 	case <-late.C:
-		err = refuse("compiling takes longer than %s: make the largest functions smaller, or upload it again when this machine is less busy", h.limits.CompileDeadline)
+		err = refuse("compiling takes longer than %s: make the largest functions smaller", h.limits.CompileDeadline)
 	}
 	h.compiling.Go(func() {
 		if r := <-done; r.compiled != nil {
