@@ -81,8 +81,8 @@ func openGateway(ctx context.Context, cfg *config, log *slog.Logger) (g *gateway
 // made of.
 func (g *gateway) open() (hc host.Config, err error) {
 	cfg := g.cfg
-	if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
-		return hc, fmt.Errorf("make state_dir: %w", err)
+	if err := writable(cfg.StateDir); err != nil {
+		return hc, err
 	}
 	g.spool, err = spool.Open(spool.Options{Dir: filepath.Join(cfg.StateDir, "spool"), Keys: cfg.Spool, Logger: g.log.With("component", "spool"),
 		MaxLetterBytes: int64(cfg.Backpressure.DeadLetterQueue.MaxSizeMB) * 1e6})
@@ -105,6 +105,22 @@ func (g *gateway) open() (hc host.Config, err error) {
 		return hc, fmt.Errorf("start sandbox: %w", err)
 	}
 	return g.hostConfig(reg)
+}
+
+// writable makes the directory that everything is kept in, and holds it to taking a
+// file: what the packages below would say of it names files that nobody knows.
+func writable(dir string) error {
+	err := os.MkdirAll(dir, 0o700)
+	if err == nil {
+		var probe *os.File
+		if probe, err = os.CreateTemp(dir, ".probe-"); err == nil {
+			err = errors.Join(probe.Close(), os.Remove(probe.Name()))
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("state_dir %s cannot be written to: %w; give it to the user that runs edgehost, or set state_dir to a directory on a disk that can be written", dir, err)
+	}
+	return nil
 }
 
 // moduleCache says where compiled code is kept. A key that lies in state_dir

@@ -65,7 +65,7 @@ func exitCode(err error) int {
 		return spool.ExitDisk
 	}
 	switch control.CodeOf(err) {
-	case control.NotRunning:
+	case control.NotRunning, control.NotAllowed:
 		return exitUnavailable
 	case control.Busy, control.Stopping:
 		return exitBusy

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/url"
@@ -147,6 +148,9 @@ func (c *Client) transportError(ctx context.Context, err error) error {
 	}
 	var dial *net.OpError
 	if errors.As(err, &dial) && dial.Op == "dial" {
+		if errors.Is(dial.Err, fs.ErrPermission) {
+			return Errorf(NotAllowed, "ask the host on %s: %w; run this as the user that runs edgehost, or as root", c.socket, dial.Err)
+		}
 		return Errorf(NotRunning, "no host answers on %s: %w", c.socket, dial.Err)
 	}
 	return fmt.Errorf("the host broke off on %s (it may be stopping; see its log): %w", c.socket, err)

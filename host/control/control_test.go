@@ -14,6 +14,7 @@ import (
 	"os/user"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -236,6 +237,17 @@ func TestNobodyListens(t *testing.T) {
 	cancel()
 	if _, err := c.Status(ctx); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
+	}
+}
+
+// TestNotAllowed: who may not ask is not told that nothing runs. (Root may, always.)
+func TestNotAllowed(t *testing.T) {
+	c := NewClient("/run/c.sock")
+	c.http.Transport.(*http.Transport).DialContext = func(context.Context, string, string) (net.Conn, error) {
+		return nil, &net.OpError{Op: "dial", Net: "unix", Err: os.NewSyscallError("connect", syscall.EACCES)}
+	}
+	if _, err := c.Status(t.Context()); CodeOf(err) != NotAllowed || !strings.Contains(err.Error(), "run this as the user that runs edgehost") {
+		t.Errorf("Status: %v", err)
 	}
 }
 

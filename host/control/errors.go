@@ -17,6 +17,7 @@ const (
 	Stopping   Code = "stopping"    // the host is shutting down
 	Internal   Code = "internal"    // the host failed
 	NotRunning Code = "not_running" // made by the client: nothing listens on the socket
+	NotAllowed Code = "not_allowed" // made by the client: the socket is not for this user
 )
 
 // Error is an error that crosses the wire.
