@@ -2,6 +2,7 @@ package opcua
 
 import (
 	"context"
+	"log/slog"
 	"slices"
 	"sync"
 	"testing"
