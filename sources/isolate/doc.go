@@ -12,5 +12,6 @@
 // the same process; when it dies, the batches that it emitted stay with the
 // parent until the pipeline settles them, and the next child starts from the
 // resume point that is committed then. A batch that the pipeline gives back is
-// emitted again by the parent: the child never learns of it.
+// emitted again by the parent: the child never learns of it. What the records of a
+// point have in common crosses once.
 package isolate

@@ -10,6 +10,7 @@ import (
 	"net"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -167,11 +168,12 @@ func TestParts(t *testing.T) {
 		b.Records = append(b.Records, abi.Record{Source: "m", Value: value})
 	}
 	dones := make(chan error, 9)
-	go func() {
+	var emitting sync.WaitGroup
+	emitting.Go(func() {
 		if err := w.emit(t.Context(), b, func(err error) { dones <- err }); err != nil {
 			t.Error(err)
 		}
-	}()
+	})
 	in, total, known := newFrameReader(ours), 0, new(shapes)
 	for number := uint64(1); total < 5; number++ {
 		_, body, err := in.next()
@@ -186,6 +188,7 @@ func TestParts(t *testing.T) {
 			t.Errorf("the resume point comes with %d of 5 records", total)
 		}
 	}
+	emitting.Wait()
 	for number := uint64(1); number <= 3; number++ {
 		if _, err := w.settled(number + 1); err == nil && number < 3 {
 			t.Error("outcomes out of order are taken")
