@@ -112,3 +112,30 @@ func TestHostFunctionsRefuse(t *testing.T) {
 		})
 	}
 }
+
+// TestStateOfOneCall: a key that is written again takes the room of its last value
+// only, and the next call starts with none of it.
+func TestStateOfOneCall(t *testing.T) {
+	set := func(key, n int64) [][]byte { return body(i32(key), i32(1), i32(0), i32(n), i64(0), callFn(0)) }
+	fits := func(call [][]byte) []byte { return cat(cat(call...), i32(0), eq, eqz, when(unreachable)) }
+	full := func(call [][]byte) []byte { return cat(cat(call...), i32(abi.ErrnoTooLarge), eq, eqz, when(unreachable)) }
+	g := guest{imports: edgehost("kv_set", "iiiiI", "i")}
+	var process [][]byte
+	for k := range int64(15) { // of 64 KiB each, 1 MiB less the keys is not enough for 16
+		process = append(process, fits(set('0'+k, abi.MaxKVValue)))
+	}
+	process = append(process, full(set('a', abi.MaxKVValue)), fits(set('0', abi.MaxKVValue)), fits(set('0', 1)), fits(set('a', abi.MaxKVValue)))
+	g.process = process
+	g.functions = func(a *asm) {
+		for k := range 128 { // key k is the byte at address k
+			a.data(k, string(rune(k)))
+		}
+	}
+	i := instantiate(t, compile(t, newHost(t), g.bytes()), sandbox.Env{KV: mapKV{}})
+	for range 2 {
+		res, err := i.Process(t.Context(), batch(poisoned))
+		if err != nil || len(res.KV) != 16 || len(res.KV[0].Value) != 1 || res.KV[15].Key != "a" {
+			t.Fatalf("%d writes, %v", len(res.KV), err)
+		}
+	}
+}
