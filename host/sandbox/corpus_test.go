@@ -121,6 +121,10 @@ var hostile = map[string]hostileModule{
 		forever(i32(2048), get(1), i32(1), add, set(1), get(1), store(0), i32(2048), i32(4), i32(65536), i32(60_000), i64(0), callFn(0), drop))},
 		limits: quick, class: sandbox.ClassDeadline, kv: true},
 
+	"kv_set for ever, short keys": {guest: guest{imports: edgehost("kv_set", "iiiiI", "i"), process: body(
+		forever(i32(2048), get(1), i32(1), add, set(1), get(1), i32(0x7f7f7f), []byte{0x71}, store(0), i32(2048), i32(3), i32(0), i32(0), i64(0), callFn(0), drop))},
+		limits: quick, class: sandbox.ClassDeadline, kv: true},
+
 	// Traps.
 	"store outside":              {guest: guest{process: body(i32(-4), i32(1), store(0))}, class: sandbox.ClassTrap, message: "out of bounds"},
 	"load across the end":        {guest: guest{process: body(i32(16<<16-2), load(0), drop)}, class: sandbox.ClassTrap, message: "out of bounds"},

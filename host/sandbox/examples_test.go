@@ -1,8 +1,7 @@
 //go:build !race
 
 // Compiling Go modules takes ten seconds each under the race detector, which has
-// nothing to find here: one goroutine runs one module. Two of them, that fault and
-// that keep state, run under it all the same.
+// nothing to find here: one goroutine runs one module.
 
 package sandbox_test
 
@@ -169,5 +168,154 @@ func TestStrictGo(t *testing.T) {
 		if settled := k >= 4 && n <= sizes[k-4]; settled && i.MemoryBytes() == 0 {
 			t.Errorf("batch %d, of %d records: the instance is gone, it was to be put back", k, n)
 		}
+	}
+}
+
+// A panic in a Go module is a trap with the panic's words, again and again, and the
+// next batch works each time.
+func TestGoPanicIsATrap(t *testing.T) {
+	m := compile(t, newHost(t), build(t, "./testdata/guests/faulty"))
+	i := instantiate(t, m, sandbox.Env{Name: "faulty", Revision: "r1"})
+	for range 20 {
+		in := batch(50)
+		in.Records[20].Address = "panic"
+		_, err := i.Process(t.Context(), in)
+		var f *sandbox.Fault
+		if !errors.As(err, &f) || f.Class != sandbox.ClassTrap || !strings.Contains(f.Message, "index out of range") {
+			t.Fatalf("error %v", err)
+		}
+		res, err := i.Process(t.Context(), batch(50))
+		if err != nil || len(res.Out) != 50 {
+			t.Fatalf("the next batch: %v", err)
+		}
+	}
+	for address, class := range map[string]sandbox.Class{"recurse": sandbox.ClassDepth, "loop": sandbox.ClassFuel, "exit": sandbox.ClassTrap, "allocate": sandbox.ClassMemory} {
+		in := batch(1)
+		in.Records[0].Address = address
+		_, err := i.Process(t.Context(), in)
+		var f *sandbox.Fault
+		if !errors.As(err, &f) || f.Class != class {
+			t.Errorf("%s: error %v, want class %s", address, err, class)
+		}
+		if res, err := i.Process(t.Context(), batch(50)); err != nil || len(res.Out) != 50 {
+			t.Fatalf("the batch after %s: %v", address, err)
+		}
+	}
+	for _, size := range []int{40 << 20, 70 << 20} { // more than the module's memory, more than any batch may have
+		in := batch(1)
+		in.Records[0].Value = abi.String(strings.Repeat("x", size))
+		_, err := i.Process(t.Context(), in)
+		var f *sandbox.Fault
+		if !errors.As(err, &f) || f.Class != sandbox.ClassMemory {
+			t.Errorf("%d bytes: error %v", size, err)
+		}
+		if res, err := i.Process(t.Context(), batch(50)); err != nil || len(res.Out) != 50 {
+			t.Fatalf("the batch after %d bytes: %v", size, err)
+		}
+	}
+	in := batch(1)
+	in.Records[0].Address = "clocks"
+	res, err := i.Process(t.Context(), in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The wall clock is the batch's, and an hour's sleep takes no time.
+	if got := res.Out[0].Value; got != abi.Int(in.Time) {
+		t.Errorf("the module's clock says %v", got.AsInt())
+	}
+}
+
+// After a fault a Go module is to the byte what it was after init.
+func TestRestoredIsFresh(t *testing.T) {
+	m := compile(t, newHost(t), build(t, "./testdata/guests/faulty"))
+	i := instantiate(t, m, sandbox.Env{Name: "faulty", Limits: sandbox.Limits{Fuel: 50e6}})
+	fresh := i.StateHash()
+	for _, how := range []string{"panic", "loop", "panic"} {
+		good, bad := batch(2), batch(1)
+		bad.Records[0].Address = how
+		if _, err := i.Process(t.Context(), good); err != nil {
+			t.Fatalf("%s: %v", how, err)
+		}
+		if i.StateHash() == fresh {
+			t.Fatalf("%s: a batch leaves nothing in the memory", how)
+		}
+		if _, err := i.Process(t.Context(), bad); err == nil {
+			t.Fatalf("%s: no fault", how)
+		}
+		if i.StateHash() != fresh {
+			t.Errorf("%s: the state is not that after init", how)
+		}
+	}
+}
+
+// TestPoolState: what an instance remembers is that of its borrower, and a module
+// that starts has no state.
+func TestPoolState(t *testing.T) {
+	p := newPool(t, compile(t, newHost(t), build(t, "./testdata/guests/stateful")), sandbox.Env{Name: "stateful"}, 0)
+	defer closePool(t, p)
+	for _, kv := range []mapKV{{"seen": "40"}, {"seen": "7"}} {
+		i, err := p.Get(t.Context(), kv)
+		if err != nil {
+			t.Fatal(err)
+		}
+		res, err := i.Tick(t.Context(), &abi.Batch{Seq: 1})
+		if err != nil || res.Out[0].Value != abi.String(kv["seen"]) {
+			t.Errorf("got %+v, %v, want %s", res, err, kv["seen"])
+		}
+		p.Put(t.Context(), i)
+	}
+}
+
+// The Go guest counts records in KV, deletes, counts in metrics and ticks.
+func TestStateAndTicks(t *testing.T) {
+	m := compile(t, newHost(t), build(t, "./testdata/guests/stateful"))
+	if !m.Ticks() {
+		t.Error("the module has no tick")
+	}
+	kv := mapKV{"seen": "40", "old": "x"}
+	i := instantiate(t, m, sandbox.Env{Name: "stateful", KV: kv})
+	for k := range 2 { // nothing is committed, so both see the same state
+		res, err := i.Process(t.Context(), batch(3))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(res.KV) != 2 || res.KV[0].Key != "seen" || string(res.KV[0].Value) != "43" || res.KV[0].TTL != time.Hour || !res.KV[1].Delete || res.KV[1].Key != "old" {
+			t.Errorf("round %d: writes %+v", k, res.KV)
+		}
+		if len(res.Metrics) != 2 || res.Metrics[0] != (sandbox.Metric{Name: "records_total", Value: 3}) || res.Metrics[1] != (sandbox.Metric{Name: "last", Kind: sandbox.Gauge, Value: 2}) {
+			t.Errorf("round %d: metrics %+v", k, res.Metrics)
+		}
+	}
+	res, err := i.Tick(t.Context(), &abi.Batch{Seq: 9, Time: 1000})
+	if err != nil || len(res.Out) != 1 || res.Out[0].Index != -1 || res.Out[0].Address != "seen" || res.Out[0].Value != abi.String("40") || res.Out[0].EventTime != 1000 {
+		t.Errorf("tick: %+v, %v", res, err)
+	}
+	if len(res.Metrics) != 0 {
+		t.Errorf("tick: metrics %+v", res.Metrics)
+	}
+	// A fault discards what the batch wrote.
+	in := batch(2)
+	in.Records[1].Address = "panic"
+	if _, err := i.Process(t.Context(), in); err == nil {
+		t.Error("no fault")
+	}
+	if res, err := i.Process(t.Context(), batch(1)); err != nil || string(res.KV[0].Value) != "41" || res.Metrics[0].Value != 1 {
+		t.Errorf("after the fault: %+v, %v", res, err)
+	}
+	// A state that cannot be read is no fault of the module.
+	in.Records[1].Address = "broken"
+	_, err = i.Process(t.Context(), in)
+	var f *sandbox.Fault
+	if errors.As(err, &f) || err == nil || !strings.Contains(err.Error(), "disk on fire") {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestStateIsNotGranted(t *testing.T) {
+	m := compile(t, newHost(t), build(t, "./testdata/guests/stateful"))
+	i := instantiate(t, m, sandbox.Env{Name: "stateful"})
+	res, err := i.Process(t.Context(), batch(1))
+	if err != nil || len(res.KV) != 0 {
+		t.Errorf("%+v, %v", res, err)
 	}
 }

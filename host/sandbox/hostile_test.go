@@ -306,29 +306,6 @@ func TestFaultLeavesNoTrace(t *testing.T) {
 	}
 }
 
-// After a fault a Go module is to the byte what it was after init.
-func TestRestoredIsFresh(t *testing.T) {
-	m := compile(t, newHost(t), build(t, "./testdata/guests/faulty"))
-	i := instantiate(t, m, sandbox.Env{Name: "faulty", Limits: sandbox.Limits{Fuel: 50e6}})
-	fresh := i.StateHash()
-	for _, how := range []string{"panic", "loop", "panic"} {
-		good, bad := batch(2), batch(1)
-		bad.Records[0].Address = how
-		if _, err := i.Process(t.Context(), good); err != nil {
-			t.Fatalf("%s: %v", how, err)
-		}
-		if i.StateHash() == fresh {
-			t.Fatalf("%s: a batch leaves nothing in the memory", how)
-		}
-		if _, err := i.Process(t.Context(), bad); err == nil {
-			t.Fatalf("%s: no fault", how)
-		}
-		if i.StateHash() != fresh {
-			t.Errorf("%s: the state is not that after init", how)
-		}
-	}
-}
-
 // Many instances of one module run side by side and do not see each other.
 func TestInstancesAreIndependent(t *testing.T) {
 	m := compile(t, newHost(t), guest{

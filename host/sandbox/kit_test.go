@@ -2,13 +2,11 @@ package sandbox_test
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -124,58 +122,4 @@ func batch(n int) *abi.Batch {
 		})
 	}
 	return b
-}
-
-// A panic in a Go module is a trap with the panic's words, again and again, and the
-// next batch works each time.
-func TestGoPanicIsATrap(t *testing.T) {
-	m := compile(t, newHost(t), build(t, "./testdata/guests/faulty"))
-	i := instantiate(t, m, sandbox.Env{Name: "faulty", Revision: "r1"})
-	for range 20 {
-		in := batch(50)
-		in.Records[20].Address = "panic"
-		_, err := i.Process(t.Context(), in)
-		var f *sandbox.Fault
-		if !errors.As(err, &f) || f.Class != sandbox.ClassTrap || !strings.Contains(f.Message, "index out of range") {
-			t.Fatalf("error %v", err)
-		}
-		res, err := i.Process(t.Context(), batch(50))
-		if err != nil || len(res.Out) != 50 {
-			t.Fatalf("the next batch: %v", err)
-		}
-	}
-	for address, class := range map[string]sandbox.Class{"recurse": sandbox.ClassDepth, "loop": sandbox.ClassFuel, "exit": sandbox.ClassTrap, "allocate": sandbox.ClassMemory} {
-		in := batch(1)
-		in.Records[0].Address = address
-		_, err := i.Process(t.Context(), in)
-		var f *sandbox.Fault
-		if !errors.As(err, &f) || f.Class != class {
-			t.Errorf("%s: error %v, want class %s", address, err, class)
-		}
-		if res, err := i.Process(t.Context(), batch(50)); err != nil || len(res.Out) != 50 {
-			t.Fatalf("the batch after %s: %v", address, err)
-		}
-	}
-	for _, size := range []int{40 << 20, 70 << 20} { // more than the module's memory, more than any batch may have
-		in := batch(1)
-		in.Records[0].Value = abi.String(strings.Repeat("x", size))
-		_, err := i.Process(t.Context(), in)
-		var f *sandbox.Fault
-		if !errors.As(err, &f) || f.Class != sandbox.ClassMemory {
-			t.Errorf("%d bytes: error %v", size, err)
-		}
-		if res, err := i.Process(t.Context(), batch(50)); err != nil || len(res.Out) != 50 {
-			t.Fatalf("the batch after %d bytes: %v", size, err)
-		}
-	}
-	in := batch(1)
-	in.Records[0].Address = "clocks"
-	res, err := i.Process(t.Context(), in)
-	if err != nil {
-		t.Fatal(err)
-	}
-	// The wall clock is the batch's, and an hour's sleep takes no time.
-	if got := res.Out[0].Value; got != abi.Int(in.Time) {
-		t.Errorf("the module's clock says %v", got.AsInt())
-	}
 }

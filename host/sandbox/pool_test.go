@@ -186,24 +186,6 @@ func TestPoolRecycles(t *testing.T) {
 	}
 }
 
-// TestPoolState: what an instance remembers is that of its borrower, and a module
-// that starts has no state.
-func TestPoolState(t *testing.T) {
-	p := newPool(t, compile(t, newHost(t), build(t, "./testdata/guests/stateful")), sandbox.Env{Name: "stateful"}, 0)
-	defer closePool(t, p)
-	for _, kv := range []mapKV{{"seen": "40"}, {"seen": "7"}} {
-		i, err := p.Get(t.Context(), kv)
-		if err != nil {
-			t.Fatal(err)
-		}
-		res, err := i.Tick(t.Context(), &abi.Batch{Seq: 1})
-		if err != nil || res.Out[0].Value != abi.String(kv["seen"]) {
-			t.Errorf("got %+v, %v, want %s", res, err, kv["seen"])
-		}
-		p.Put(t.Context(), i)
-	}
-}
-
 // TestPoolUnderLoad has goroutines of two ages fight for instances, with faults
 // among the calls.
 func TestPoolUnderLoad(t *testing.T) {

@@ -51,12 +51,20 @@ type Metric struct {
 // state is what one call changed beside records.
 type state struct {
 	writes  []KVWrite
+	at      map[string]int // of a key in writes
 	bytes   int
 	changed []bool // by metric id
 }
 
+// keptWrites is for how many keys the index is used again.
+const keptWrites = 4096
+
 // forget drops the changes of the last call.
 func (i *Instance) forget() {
+	if len(i.state.writes) > keptWrites {
+		i.state.at = nil
+	}
+	clear(i.state.at)
 	i.state.writes, i.state.bytes = nil, 0
 	for id := range i.metrics {
 		i.metrics[id].Value, i.state.changed[id] = 0, false
@@ -82,10 +90,9 @@ func hostKVGet(i *Instance, mem api.Memory, stack []uint64) {
 
 // read is the value of a key as this call sees it.
 func (i *Instance) read(key string) ([]byte, bool) {
-	for _, w := range i.state.writes {
-		if w.Key == key {
-			return w.Value, !w.Delete
-		}
+	if k, written := i.state.at[key]; written {
+		w := i.state.writes[k]
+		return w.Value, !w.Delete
 	}
 	i.call.charge(kvReadCost)
 	if !i.call.commits {
@@ -147,17 +154,24 @@ func (i *Instance) write(w KVWrite) int {
 	if !i.call.commits {
 		return abi.ErrnoDenied
 	}
-	size := len(w.Key) + len(w.Value)
-	if i.state.bytes += size; i.state.bytes > maxKVWrites {
-		i.state.bytes -= size
+	k, again := i.state.at[w.Key]
+	grown := len(w.Key) + len(w.Value)
+	if again {
+		grown -= len(w.Key) + len(i.state.writes[k].Value)
+	}
+	if i.state.bytes+grown > maxKVWrites {
 		return abi.ErrnoTooLarge
 	}
-	i.call.charge(size)
-	if k := slices.IndexFunc(i.state.writes, func(o KVWrite) bool { return o.Key == w.Key }); k >= 0 {
-		i.state.bytes -= len(i.state.writes[k].Key) + len(i.state.writes[k].Value)
+	i.state.bytes += grown
+	i.call.charge(len(w.Key) + len(w.Value))
+	if again {
 		i.state.writes[k] = w
 		return 0
 	}
+	if i.state.at == nil {
+		i.state.at = map[string]int{}
+	}
+	i.state.at[w.Key] = len(i.state.writes)
 	i.state.writes = append(i.state.writes, w)
 	return 0
 }
