@@ -330,13 +330,13 @@ func newModel(t testing.TB, c modelConfig, resume func() []byte, log *slog.Logge
 
 func eventually(t *testing.T, what string, cond func() bool) {
 	t.Helper()
-	deadline := time.After(30 * time.Second)
+	deadline := time.After(60 * time.Second)
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
 	for !cond() {
 		select {
 		case <-deadline:
-			t.Fatalf("waited 30 s for: %s", what)
+			t.Fatalf("waited 60 s for: %s", what)
 		case <-tick.C:
 		}
 	}

@@ -1,7 +1,6 @@
 package mqtt
 
 import (
-	"context"
 	"fmt"
 	"io"
 	"net"
@@ -56,15 +55,7 @@ func TestFullBufferDisconnectsAndResumes(t *testing.T) {
 	s, st := newTestSource(t, p.url(), cfg)
 	release := make(chan struct{})
 	var k sink
-	emit := func(ctx context.Context, b sources.Batch, done func(error)) error {
-		select {
-		case <-release:
-			return k.emit(ctx, b, done)
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-	run(t, s, emit)
+	run(t, s, k.after(release))
 	awaitState(t, st, sources.Connected)
 	const n = 500
 	for i := range n {
@@ -97,15 +88,7 @@ func TestFullBufferDropsQoS0(t *testing.T) {
 	s, st := newTestSource(t, p.url(), cfg)
 	release := make(chan struct{})
 	var k sink
-	emit := func(ctx context.Context, b sources.Batch, done func(error)) error {
-		select {
-		case <-release:
-			return k.emit(ctx, b, done)
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-	run(t, s, emit)
+	run(t, s, k.after(release))
 	awaitState(t, st, sources.Connected)
 	const n = 500
 	for i := range n {

@@ -42,6 +42,18 @@ func (k *sink) emit(_ context.Context, b sources.Batch, done func(error)) error 
 	return nil
 }
 
+// after takes nothing before release is closed.
+func (k *sink) after(release <-chan struct{}) sources.Emit {
+	return func(ctx context.Context, b sources.Batch, done func(error)) error {
+		select {
+		case <-release:
+			return k.emit(ctx, b, done)
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
 func (k *sink) records() []abi.Record {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -58,13 +70,13 @@ func (k *sink) texts() []string {
 
 func eventually(t *testing.T, what string, cond func() bool) {
 	t.Helper()
-	deadline := time.After(20 * time.Second)
+	deadline := time.After(60 * time.Second)
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
 	for !cond() {
 		select {
 		case <-deadline:
-			t.Fatalf("waited 20 s for: %s", what)
+			t.Fatalf("waited 60 s for: %s", what)
 		case <-tick.C:
 		}
 	}
