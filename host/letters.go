@@ -62,7 +62,7 @@ func (h *Host) letters(f control.DeadLetterFilter) ([]spool.Letter, error) {
 			}
 			l, err := h.dlq.Get(n)
 			if err != nil {
-				return nil, control.Errorf(control.NotFound, "no dead letter %s: %w", id, err)
+				return nil, control.Errorf(control.NotFound, "%w; edgehost dlq list shows those that are there", err)
 			}
 			if selects(f, &l) {
 				out = append(out, l)

@@ -36,7 +36,7 @@ func init() {
 		}
 		for _, name := range hashed {
 			v, _ := r.Attr(name)
-			mac.Reset() // cheaper than a new one, which hashes the key again
+			mac.Reset()                                                                 // cheaper than a new one, which hashes the key again
 			mac.Write([]byte(name + "=" + v.Text() + strconv.FormatUint(v.Bits(), 16))) // text, or the bits of a number
 			r.SetAttr(name, abi.String(hex.EncodeToString(mac.Sum(nil)[:8])))
 		}
