@@ -244,6 +244,7 @@ func TestOutageServerRestart(t *testing.T) {
 	col := &collector{}
 	r := run(t, p.url, counterConfig(10), col)
 	r.awaitState(t, sources.Connected)
+	eventually(t, "a value", func() bool { return len(col.all()) > 0 })
 	before := col.all()[0]
 	p.kill()
 	r.awaitState(t, sources.Reconnecting)
