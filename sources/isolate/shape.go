@@ -180,6 +180,7 @@ func (s *shapes) learn(b []byte, name string) (rest []byte, err error) {
 		if len(recs) != 1 || recs[0].Source != name || len(recs[0].Attrs) > maxShared {
 			return nil, fmt.Errorf("%w: shape of %d records", errFrame, len(recs))
 		}
+		recs[0].Attrs = slices.Clip(recs[0].Attrs) // many records will share them: none appends to them in place
 		s.list = append(s.list, shape{size: size, record: recs[0]})
 		s.bytes += size
 		b = after[size:]
